@@ -1,0 +1,54 @@
+# Everything is set up here: a fresh machine needs Python 3.11 or newer, git and make.
+#
+#   make test     set up .venv and run the whole library suite
+#   make plan     set up .venv and plan a DeepSeek-V3 deployment
+#   make lint     ruff, mypy and the import floors
+#   make bench    the speed benchmarks, in CPU time
+#   make clean    remove what these made
+#
+# PYTHON names the interpreter to use; without it the first one on PATH that is new enough is taken.
+
+NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,\
+              $(shell $(name) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(name))))
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --constraint constraints.txt --editable
+
+.PHONY: test plan lint bench clean
+
+# --benchmark-disable still runs every benchmark once, so that the counts they assert are checked.
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --benchmark-disable
+
+plan: $(VENV)/.core
+	$(BIN)/moesim optimize examples/deepseek_v3_serving.yaml
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Annotations are not checked here: it is the library's own speed that is measured.
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-timer=time.process_time --jaxtyping-packages=
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+
+# The stamps: what is installed is as new as the files that say what to install.
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	touch $(VENV)/.core $@
+
+$(BIN)/python:
+	@test -n '$(PYTHON)' || { echo 'moesim needs Python 3.11 or newer: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,287 @@
+"""The one door to pydantic: plain trees in, records out, and every fault of a file at once.
+
+A record's own annotations are the schema: `bandwidth: BytesPerSecond` reads ``450 GB/s``, a field without a default
+must be given, and no other field may be. *Readers* turn a value into a record by name (a node, a policy); *rules*
+name what is wrong with a record whose fields are each right (a degree that does not divide).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from types import MappingProxyType, NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError, create_model
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from moesim.files.trees import Tree
+from moesim.ground.errors import Fault, InputError, UnitError, nearest
+from moesim.ground.units import EXAMPLES, Unit, parse
+
+T = TypeVar("T")
+Reader = Callable[[Tree], Any]
+Rule = Callable[[Any], Iterable[tuple[str, str, str]]]
+Readers = Mapping[Any, Reader]
+Rules = Mapping[type, Rule]
+
+NEVER_ZERO = ("B/s", "FLOP/s")
+"""Units in which zero has no meaning: a transfer over it would last for ever."""
+
+
+def check(
+    kind: type[T],
+    tree: Tree,
+    file: str,
+    *,
+    error: type[InputError] = InputError,
+    readers: Readers | None = None,
+    rules: Rules | None = None,
+    also: Sequence[Fault] = (),
+    only_known: bool = True,
+) -> T:
+    """Turn a plain tree into a record, or raise with all that is wrong with it.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass; its annotations say what is expected.
+    tree : Tree
+        Mappings, lists, text and numbers, as read from a file.
+    file : str
+        How messages name the file.
+    error : type of InputError
+        What to raise.
+    readers : mapping from type to function, optional
+        Fields of that type are read by the function, which raises `InputError` for what it refuses.
+    rules : mapping from dataclass to function, optional
+        Faults of a record as (field, problem, remedy), looked for once its own fields are right.
+    also : sequence of Fault
+        Faults already found in the same file; raised together with those found here.
+    only_known : bool
+        Whether a field that the record does not have is a fault.
+
+    Raises
+    ------
+    InputError
+        With every fault found.
+    """
+    readers = readers or {}
+    edge = _Edge(file, readers, rules or {}, only_known)
+    try:
+        made = TypeAdapter(edge.of(kind)).validate_python(tree)
+    except ValidationError as flaw:
+        found = [fault for detail in flaw.errors() for fault in _faults(detail, kind)]
+        raise error(file, [*also, *found]) from None
+    if also:
+        raise error(file, also)
+    return cast(T, made)
+
+
+def refuse(file: str, problem: str, remedy: str = "", path: str = "") -> InputError:
+    """Make the error of a single fault; a reader raises it."""
+    return InputError(file, [Fault(path=path, problem=problem, remedy=remedy)])
+
+
+class _Edge:
+    """Translates annotations into what pydantic checks."""
+
+    def __init__(self, file: str, readers: Readers, rules: Rules, only_known: bool) -> None:
+        self.file = file
+        self.readers = readers
+        self.rules = rules
+        self.config = ConfigDict(extra="forbid" if only_known else "ignore", arbitrary_types_allowed=True)
+
+    def of(self, hint: Any) -> Any:
+        if hint in self.readers:
+            return _leaf(_reading(self.readers[hint], self.file))
+        if hint in _LEAVES:
+            return _leaf(_LEAVES[hint])
+        if is_dataclass(hint):
+            return self.record(cast(type, hint))
+        arguments = get_args(hint)
+        match get_origin(hint):
+            case origin if origin is Annotated:
+                unit = next(mark for mark in arguments[1:] if isinstance(mark, Unit))
+                return _leaf(_quantity(unit.symbol))
+            case origin if origin is Literal:
+                return _leaf(_choice(arguments))
+            case origin if origin is tuple:
+                return tuple[self.of(arguments[0]), ...]  # type: ignore[misc]
+            case origin if origin is Mapping:
+                return Annotated[dict[str, self.of(arguments[1])], AfterValidator(MappingProxyType)]  # type: ignore[misc]
+            case origin if origin in (Union, UnionType):
+                return Union[tuple(NoneType if kind is NoneType else self.of(kind) for kind in arguments)]  # noqa: UP007
+        raise TypeError(f"no reader for {hint}")
+
+    def record(self, kind: type) -> Any:
+        hints = get_type_hints(kind, include_extras=True)
+        wanted: dict[str, Any] = {}
+        for field in fields(kind):
+            needed = field.default is MISSING and field.default_factory is MISSING
+            wanted[field.name] = (self.of(hints[field.name]), ... if needed else None)
+        shape = create_model(kind.__name__, __config__=self.config, **wanted)
+        return Annotated[shape, AfterValidator(self.making(kind))]
+
+    def making(self, kind: type) -> Callable[[BaseModel], Any]:
+        rule = self.rules.get(kind)
+
+        def make(given: BaseModel) -> Any:
+            made = kind(**{name: getattr(given, name) for name in given.model_fields_set})
+            if rule and (broken := list(rule(made))):
+                raise _custom(Fault(path=field, problem=problem, remedy=remedy) for field, problem, remedy in broken)
+            return made
+
+        return make
+
+
+def _custom(faults: Iterable[Fault]) -> PydanticCustomError:
+    return PydanticCustomError("faults", "faults", {"faults": list(faults)})
+
+
+def _leaf(read: Reader) -> Any:
+    return Annotated[Any, PlainValidator(read)]
+
+
+def _reading(reader: Reader, file: str) -> Reader:
+    """Let a reader's refusal appear at its place in this file; faults of another file keep that file's name."""
+
+    def read(value: Tree) -> Any:
+        if value is None:
+            raise _no_value()
+        try:
+            return reader(value)
+        except InputError as refusal:
+            if refusal.file == file:
+                raise _custom(refusal.faults) from None
+            raise _custom(Fault(path="", problem=f"in {refusal.file}: {fault}") for fault in refusal.faults) from None
+
+    return read
+
+
+def _no_value() -> PydanticCustomError:
+    return _custom([Fault(path="", problem="has no value", remedy="give one")])
+
+
+def _wrong(value: Tree, what: str, remedy: str) -> PydanticCustomError:
+    if value is None:
+        return _no_value()
+    return _custom([Fault(path="", problem=f"{shown(value)} is {what}", remedy=remedy)])
+
+
+def shown(value: Tree) -> str:
+    """Write a value of a file in a message, shortened where it is a whole section."""
+    if isinstance(value, Mapping):
+        return f"a section with {', '.join(map(str, value)) or 'nothing in it'}"
+    if isinstance(value, list):
+        return "a list"
+    return repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _quantity(symbol: str) -> Reader:
+    def read(value: Tree) -> float:
+        if value is None:
+            raise _no_value()
+        try:
+            number = parse(value if isinstance(value, str | int | float) else shown(value), symbol)
+        except UnitError as flaw:
+            problem, _, remedy = str(flaw).partition("; ")
+            raise _custom([Fault(path="", problem=problem, remedy=remedy)]) from None
+        if number < 0:
+            raise _wrong(value, "negative", f"write it as `{EXAMPLES[symbol]}`")
+        if number == 0 and symbol in NEVER_ZERO:
+            raise _wrong(value, "zero", f"write it as `{EXAMPLES[symbol]}`")
+        if not math.isfinite(number):
+            raise _wrong(value, "not finite", f"write it as `{EXAMPLES[symbol]}`")
+        return number
+
+    return read
+
+
+def _number(value: Tree) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(value, "not a number", "write a plain number without a unit, such as 0.25")
+    if not math.isfinite(value):
+        raise _wrong(value, "not finite", "write a plain number, such as 0.25")
+    return float(value)
+
+
+def _count(value: Tree) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong(value, "not a whole number", "write a plain count without a unit, such as 8")
+    if value < 0:
+        raise _wrong(value, "negative", "write a count, such as 8")
+    return value
+
+
+def _word(value: Tree) -> str:
+    if not isinstance(value, str):
+        raise _wrong(value, "not text", "write a word; put it in quotes if it looks like a number")
+    return value
+
+
+def _flag(value: Tree) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(value, "neither true nor false", "write true or false")
+    return value
+
+
+def _choice(choices: tuple[Any, ...]) -> Reader:
+    def read(value: Tree) -> Any:
+        if value not in choices:
+            raise _wrong(value, "not one of the choices", nearest(str(value), map(str, choices)))
+        return value
+
+    return read
+
+
+_LEAVES: Mapping[Any, Reader] = {
+    float: _number,
+    int: _count,
+    str: _word,
+    bool: _flag,
+    Any: lambda value: value,
+    object: lambda value: value,
+}
+
+
+def _faults(detail: ErrorDetails, kind: type) -> Iterable[Fault]:
+    """Say in plain words what pydantic found."""
+    place = tuple(step for step in detail["loc"] if step != "[key]")
+    path = ".".join(map(str, place))
+    match detail["type"]:
+        case "faults":
+            for fault in detail["ctx"]["faults"]:
+                yield Fault(path=".".join(filter(None, (path, fault.path))), problem=fault.problem, remedy=fault.remedy)
+        case "missing":
+            yield Fault(path=path, problem="is missing", remedy=_how_to_give(str(place[-1]), _at(kind, place)))
+        case "extra_forbidden":
+            known = [field.name for field in fields(_at(kind, place[:-1]))]
+            yield Fault(path=path, problem="unknown field", remedy=nearest(str(place[-1]), known))
+        case "invalid_key":
+            yield Fault(path=path, problem="a field's name must be text", remedy="put it in quotes")
+        case "tuple_type":
+            yield Fault(path=path, problem=f"{shown(detail['input'])} is not a list", remedy="write it as [a, b]")
+        case "model_type" | "dict_type" if detail["input"] is None:
+            yield Fault(path=path, problem="has no value", remedy="give its fields")
+        case _:
+            remedy = "write its fields below it as `name: value` lines"
+            yield Fault(path=path, problem=f"{shown(detail['input'])} is not a section", remedy=remedy)
+
+
+def _how_to_give(name: str, hint: Any) -> str:
+    unit = next((mark for mark in get_args(hint)[1:] if isinstance(mark, Unit)), None)
+    return f"give it, as in `{name}: {EXAMPLES[unit.symbol]}`" if unit else "give it"
+
+
+def _at(hint: Any, place: Sequence[str | int]) -> Any:
+    """Return the annotation found by following a path into a record."""
+    for step in place:
+        if get_origin(hint) in (Union, UnionType):
+            hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+        if is_dataclass(hint):
+            hint = get_type_hints(hint, include_extras=True)[str(step)]
+        else:
+            hint = get_args(hint)[-1] if get_origin(hint) is Mapping else get_args(hint)[0]
+    return hint

@@ -1,0 +1,256 @@
+"""Hardware profiles: devices, nodes and fabrics by name or file, put together into what is on offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from moesim.files.checked import Readers, check, refuse
+from moesim.files.sources import split
+from moesim.files.trees import Tree, names_under, packaged, read
+from moesim.ground.errors import Fault, InputError, ProfileError, nearest
+from moesim.ground.units import Source
+from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Hardware, Node, Offer, Tier
+from moesim.world.model import BITS
+
+PROFILES = "moesim.hardware_profiles"
+FOLDERS: Mapping[str, str] = {"device": "", "node": "nodes", "fabric": "fabrics"}
+"""Where each kind of profile lies: devices by vendor, nodes and fabrics in folders of their own."""
+
+DTYPES = (*BITS, "tf32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fabric:
+    """What joins nodes: tiers from the innermost outwards."""
+
+    name: str
+    tiers: tuple[Tier, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sourced:
+    """A device, node or fabric, with the source of each of its numbers by dotted path."""
+
+    profile: Any
+    sources: Mapping[str, Source]
+
+
+def profile_names(kind: str) -> tuple[str, ...]:
+    """List the built-in devices, nodes or fabrics."""
+    folder = packaged(f"{PROFILES}/{FOLDERS[kind]}" if FOLDERS[kind] else PROFILES)
+    others = tuple(filter(None, FOLDERS.values())) if not FOLDERS[kind] else ()
+    return names_under(folder, leave_out=(*others, "__pycache__"))
+
+
+def load_profile(kind: str, name: str, folder: Path | None = None) -> Sourced:
+    """Load a device, node or fabric.
+
+    Parameters
+    ----------
+    kind : str
+        "device", "node" or "fabric".
+    name : str
+        A built-in name, or the path of a YAML file.
+    folder : Path, optional
+        What a relative path starts from.
+
+    Raises
+    ------
+    ProfileError
+        No such profile, or one with faults.
+    """
+    if name.endswith((".yaml", ".yml", ".json")):
+        path = (folder or Path()) / name
+        return _load(kind, path, str(path))
+    if name not in profile_names(kind):
+        problem = f"no {kind} is called `{name}`"
+        raise ProfileError(name, [Fault(path="", problem=problem, remedy=nearest(name, profile_names(kind)))])
+    return _built_in(kind, name)
+
+
+@lru_cache(maxsize=256)
+def _built_in(kind: str, name: str) -> Sourced:
+    file = "/".join(filter(None, (FOLDERS[kind], f"{name}.yaml")))
+    return _load(kind, packaged(PROFILES).joinpath(file), f"hardware_profiles/{file}")
+
+
+def _load(kind: str, file: Traversable, label: str) -> Sourced:
+    tree = read(file, label, ProfileError)
+    loader = {"device": _device, "node": _node, "fabric": _fabric}[kind]
+    return loader(tree, label, file.parent if isinstance(file, Path) else None)
+
+
+def _device(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
+    parts = split(tree, file, apart=("fits",))
+    device = check(
+        Device,
+        parts.plain,
+        file,
+        error=ProfileError,
+        readers={Source: lambda key: _source(key, parts.table, file)},
+        rules={Device: _device_faults, Fit: _fit_faults},
+        also=parts.faults,
+    )
+    return Sourced(profile=device, sources=parts.sources)
+
+
+def _source(key: Tree, table: Mapping[str, Source], file: str) -> Source:
+    if str(key) not in table:
+        raise refuse(file, f"no source is called `{key}`", nearest(str(key), table))
+    return table[str(key)]
+
+
+def _device_faults(device: Device) -> Iterator[tuple[str, str, str]]:
+    yield from not_positive(device, "memory", "processors")
+    if not device.flop_rate:
+        yield "flop_rate", "names no dtype", "give the dense peak of at least one, as in `bf16: 989 TFLOP/s`"
+    for dtype in device.flop_rate:
+        if dtype not in DTYPES:
+            yield f"flop_rate.{dtype}", "unknown dtype", nearest(dtype, DTYPES)
+
+
+def _fit_faults(fit: Fit) -> Iterator[tuple[str, str, str]]:
+    for name, (low, high) in fit.box.items():
+        if low > high:
+            yield f"box.{name}", f"{low} is above {high}", "give the smallest value first"
+
+
+def not_positive(record: object, *names: str) -> Iterator[tuple[str, str, str]]:
+    """Find the fields of a record that are zero and must not be."""
+    for name in names:
+        if getattr(record, name) <= 0:
+            yield name, "is zero", "give more than zero"
+
+
+def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
+    parts = split(tree, file)
+    _fill_memory_tiers(parts.plain)
+    devices: list[Sourced] = []
+
+    def device(name: Tree) -> Device:
+        devices.append(load_profile("device", _name(name, file), folder))
+        found: Device = devices[-1].profile
+        return found
+
+    node = check(
+        Node,
+        parts.plain,
+        file,
+        error=ProfileError,
+        readers={Device: device},
+        rules={Node: _node_faults, Tier: _tier_faults},
+        also=parts.faults,
+    )
+    inner = {f"device.{path}": source for path, source in devices[0].sources.items()}
+    return Sourced(profile=node, sources={**parts.sources, **inner})
+
+
+def _name(value: Tree, file: str) -> str:
+    if not isinstance(value, str):
+        raise refuse(file, f"{value} is not a name", "name a built-in profile or the path of a YAML file")
+    return value
+
+
+def _fill_memory_tiers(tree: dict[str, Tree]) -> None:
+    """A memory tier reaches no other gpu, so its file need not say so."""
+    for tier in tree["tiers"] if isinstance(tree.get("tiers"), list) else ():
+        if isinstance(tier, dict) and tier.get("name") in MEMORY_TIERS:
+            tier.setdefault("ranks", 1)
+
+
+def _tier_faults(tier: Tier) -> Iterator[tuple[str, str, str]]:
+    yield from not_positive(tier, "ranks", "sharers")
+
+
+def _node_faults(node: Node) -> Iterator[tuple[str, str, str]]:
+    yield from not_positive(node, "gpus")
+    yield from _order_faults([tier for tier in node.tiers if tier.name not in MEMORY_TIERS])
+    for name in MEMORY_TIERS:
+        if name not in [tier.name for tier in node.tiers]:
+            yield "tiers", f"has no `{name}` tier", f"add one: the path from a gpu to the {name}"
+
+
+def _order_faults(tiers: Iterable[Tier]) -> Iterator[tuple[str, str, str]]:
+    reached, inner = 0, ""
+    for tier in tiers:
+        if tier.ranks <= reached:
+            problem = f"`{tier.name}` reaches {tier.ranks} gpus, no more than `{inner}` within it ({reached})"
+            yield "tiers", problem, "list tiers from the innermost outwards"
+        reached, inner = tier.ranks, tier.name
+
+
+def _fabric(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
+    parts = split(tree, file)
+    rules = {Tier: _tier_faults, Fabric: lambda fabric: _order_faults(fabric.tiers)}
+    fabric = check(Fabric, parts.plain, file, error=ProfileError, rules=rules, also=parts.faults)
+    return Sourced(profile=fabric, sources=parts.sources)
+
+
+def read_hardware(tree: Mapping[str, Tree], file: str, folder: Path, below: str = "") -> Sourced:
+    """Read a ``hardware`` section: offers with prices, the fabric between nodes, and sources.
+
+    Numbers are called ``offers.<node>.rent``, ``offers.<node>.node.device.memory``, ``fabric.<tier>.bandwidth``.
+
+    Raises
+    ------
+    InputError
+        With every fault; paths are relative to the section, except those found in other files.
+    """
+    parts = split(tree, file, bare=("max_nodes",))
+    sources = dict(parts.sources)
+
+    def node(name: Tree) -> Node:
+        found = load_profile("node", _name(name, file), folder)
+        sources.update({f"offers.{found.profile.name}.node.{path}": source for path, source in found.sources.items()})
+        made: Node = found.profile
+        return made
+
+    def fabric(name: Tree) -> tuple[Tier, ...]:
+        found = load_profile("fabric", _name(name, file), folder)
+        sources.update({f"fabric.{path.removeprefix('tiers.')}": source for path, source in found.sources.items()})
+        made: tuple[Tier, ...] = found.profile.tiers
+        return made
+
+    readers: Readers = {Node: _by_name(node, file), tuple[Tier, ...]: _by_name(fabric, file)}
+    rules = {Offer: lambda offer: not_positive(offer, "max_nodes"), Hardware: _hardware_faults}
+    hardware = check(Hardware, parts.plain, file, readers=readers, rules=rules, also=parts.faults)
+    return Sourced(profile=hardware, sources=sources)
+
+
+def _by_name(reader: Any, file: str) -> Any:
+    """Show an unknown name as a fault of the file that names it."""
+
+    def named(name: Tree) -> Any:
+        try:
+            return reader(name)
+        except ProfileError as flaw:
+            if flaw.file == name:
+                raise InputError(file, flaw.faults) from None
+            raise
+
+    return named
+
+
+def _hardware_faults(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
+    if not hardware.offers:
+        yield "offers", "names no node", "offer at least one, as in `{node: nvidia/hgx-h200, max_nodes: 8}`"
+    seen: set[str] = set()
+    for number, offer in enumerate(hardware.offers):
+        if offer.node.name in seen:
+            yield f"offers.{number}.node", f"`{offer.node.name}` is offered twice", "join the two offers"
+        seen.add(offer.node.name)
+    yield from _reach_faults(hardware)
+
+
+def _reach_faults(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
+    for number, offer in enumerate(hardware.offers):
+        gpus = offer.max_nodes * offer.node.gpus
+        reached = max((tier.ranks for tier in hardware.fabric), default=offer.node.gpus)
+        if gpus > reached:
+            problem = f"{offer.max_nodes} nodes have {gpus} gpus, and the fabric reaches {reached}"
+            yield f"offers.{number}.max_nodes", problem, "offer fewer nodes or choose a larger fabric"

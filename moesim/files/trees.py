@@ -1,0 +1,135 @@
+"""Text to plain trees and back: YAML and JSON files, with a clear fault where a file is missing, empty or malformed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moesim.ground.errors import Fault, InputError, nearest
+
+Tree = Any
+"""What a YAML or JSON file holds: mappings, lists, text, numbers, flags."""
+
+
+def packaged(package: str) -> Traversable:
+    """Return the folder of a data package, wherever it is installed."""
+    top, _, rest = package.partition("/")
+    folder = files(top)
+    return folder.joinpath(rest) if rest else folder
+
+
+def names_under(folder: Traversable, *, leave_out: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """List the YAML files below a folder as names: ``nvidia/h200-sxm`` for ``nvidia/h200-sxm.yaml``."""
+    found: list[str] = []
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry.name not in leave_out:
+            found += [f"{entry.name}/{name}" for name in names_under(entry)]
+        elif entry.name.endswith(".yaml"):
+            found.append(entry.name.removesuffix(".yaml"))
+    return tuple(sorted(found))
+
+
+def read(file: Traversable, label: str = "", error: type[InputError] = InputError) -> dict[str, Tree]:
+    """Read a YAML or JSON file whose top level is a mapping.
+
+    Parameters
+    ----------
+    file : Traversable
+        A path, or a resource of a package.
+    label : str
+        How messages name the file; its path where empty.
+    error : type of InputError
+        What to raise.
+
+    Raises
+    ------
+    InputError
+        No such file, a folder, not text, malformed, or empty.
+    """
+    label = label or str(file)
+    text = _text(file, label, error)
+    tree = _json(text, label, error) if file.name.endswith(".json") else _yaml(text, label, error)
+    if tree is None:
+        raise error(label, [Fault(path="", problem="is empty", remedy="write its fields as `name: value` lines")])
+    if not isinstance(tree, Mapping):
+        remedy = "start the file with a field, as in `name: ...`"
+        raise error(label, [Fault(path="", problem="holds no fields, only a bare value or a list", remedy=remedy)])
+    return dict(tree)
+
+
+def _text(file: Traversable, label: str, error: type[InputError]) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(label, [Fault(path="", problem="there is no such file", remedy=_neighbor(file))]) from None
+    except IsADirectoryError:
+        raise error(label, [Fault(path="", problem="is a folder", remedy="name a file in it")]) from None
+    except UnicodeDecodeError:
+        raise error(label, [Fault(path="", problem="is not text", remedy="save it as UTF-8")]) from None
+    except OSError as refusal:
+        raise error(label, [Fault(path="", problem=f"cannot be read: {refusal.strerror}")]) from None
+
+
+def _neighbor(file: Traversable) -> str:
+    """Suggest a file of the same folder whose name is close."""
+    folder = file.parent if isinstance(file, Path) else None
+    if folder is None or not folder.is_dir():
+        return "check the path"
+    beside = [entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".json")]
+    hint = nearest(file.name, beside)
+    return hint if hint.startswith("did you mean") else "check the path"
+
+
+def _json(text: str, label: str, error: type[InputError]) -> Tree:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as flaw:
+        problem = f"is not valid JSON at line {flaw.lineno}, column {flaw.colno}: {flaw.msg.lower()}"
+        raise error(label, [Fault(path="", problem=problem)]) from None
+
+
+class _Loader(yaml.CSafeLoader):
+    """YAML without dates (a date is text here), and without silently repeated fields."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"field `{key.value}` is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _yaml(text: str, label: str, error: type[InputError]) -> Tree:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as flaw:
+        mark = flaw.problem_mark or flaw.context_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = f"is not valid YAML{where}: {flaw.problem or flaw.context}"
+        raise error(label, [Fault(path="", problem=problem, remedy=_usual_cause(flaw))]) from None
+    except yaml.YAMLError as flaw:
+        raise error(label, [Fault(path="", problem=f"is not valid YAML: {str(flaw).splitlines()[0]}")]) from None
+
+
+def _usual_cause(flaw: yaml.MarkedYAMLError) -> str:
+    if "given twice" in (flaw.problem or ""):
+        return "keep one of the two"
+    return "check the indentation, brackets and colons there"
+
+
+def write(tree: Tree) -> str:
+    """Write a plain tree as YAML, fields in the order given."""
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)

@@ -1,0 +1,1 @@
+"""What everything stands on: units, errors, named random streams and the clock."""

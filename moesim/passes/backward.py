@@ -1,0 +1,67 @@
+"""The backward pass of a schedule: its mirror image, with the ops that gradients take.
+
+A product y = x w becomes two: the gradient of x, on the critical path, and that of w, which nothing waits for. A
+collective becomes its adjoint (reduce-scatter and all-gather swap), an exchange runs the other way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moesim.schedules.ops import AllToAll, Attend, Elementwise, Gemm, Grouped, Op, Reduce
+from moesim.schedules.schedule import Schedule
+
+_ADJOINT = {"all_reduce": "all_reduce", "reduce_scatter": "all_gather", "all_gather": "reduce_scatter"}
+
+
+def with_backward(forward: Schedule) -> Schedule:
+    """Append the backward pass to a forward pass; its result is all gradients."""
+    tasks = list(forward.tasks)
+    followers = _followers(forward)
+    input_gradient: dict[int, int] = {}
+    out: list[int] = []
+    ops: dict[int, tuple[Op, ...]] = {}
+    for index in reversed(range(len(forward.tasks))):
+        task = forward.tasks[index]
+        after = tuple(input_gradient[follower] for follower in followers[index]) or forward.out
+        for place, op in enumerate(ops.setdefault(id(task.op), gradients(task.op))):
+            tasks.append(replace(task, op=op, after=after))
+            if place == 0:
+                input_gradient[index] = len(tasks) - 1
+            else:
+                out.append(len(tasks) - 1)
+        if not task.after:
+            out.append(input_gradient[index])
+    return replace(forward, tasks=tuple(tasks), out=tuple(out))
+
+
+def _followers(schedule: Schedule) -> list[list[int]]:
+    """For each task, the tasks that wait for it."""
+    followers: list[list[int]] = [[] for _ in schedule.tasks]
+    for index, task in enumerate(schedule.tasks):
+        for before in task.after:
+            followers[before].append(index)
+    return followers
+
+
+def gradients(op: Op) -> tuple[Op, ...]:
+    """Return the ops of an op's backward: the gradient of its input first, then that of its weights if it has any.
+
+    A norm or an activation reads its input and the incoming gradient and writes one: half as much traffic again.
+    """
+    match op:
+        case Gemm():
+            return replace(op, n=op.k, k=op.n), replace(op, m=op.k, k=op.m)
+        case Grouped():
+            return replace(op, n=op.k, k=op.n), op
+        case Attend():
+            return (replace(op, phase="backward"),)
+        case Elementwise():
+            return (replace(op, traffic=op.traffic * 1.5),)
+        case AllToAll():
+            return (replace(op, sent=op.received, received=op.sent),)
+        case Reduce():
+            return (replace(op, form=_ADJOINT[op.form]),)
+        case _:
+            return (op,)
+

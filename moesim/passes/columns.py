@@ -1,0 +1,134 @@
+"""A batch of plans of one structure as columns: every degree and size an array over plans, ready to broadcast.
+
+Columns have shape [plan, 1, 1]: plan, draw, rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Shaped
+
+from moesim.passes.folding import CLASSES
+from moesim.plans.plan import Pool
+from moesim.world.hardware import Node, Tier, reach, tier_between
+from moesim.world.model import Model
+
+Column = Shaped[np.ndarray, "plan 1 1"]
+Sizes = Shaped[np.ndarray, "... rank"]
+
+
+def column(values: Sequence[float]) -> Column:
+    """Stack one number per plan."""
+    return np.array(values, dtype=float).reshape(-1, 1, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Columns:
+    """The degrees of a batch of plans, and whether their ranks are kept apart.
+
+    `formats` is the storage format of each class of tensors: experts, attention, dense, embedding, kv, dispatch, combine.
+    `folded` says that rank rows are classes of a drawn load rather than the ranks themselves; then a batch must be
+    alike on all ranks.
+    """
+
+    pools: tuple[Pool, ...]
+    folded: bool
+    formats: Mapping[str, str]
+    tp: Column
+    cp: Column
+    dp: Column
+    ep: Column
+    etp: Column
+    ranks: Column
+
+    @property
+    def first(self) -> Pool:
+        """The pool whose names stand for all: plans of one structure differ in numbers only."""
+        return self.pools[0]
+
+    def group_sum(self, size: Sizes) -> Sizes:
+        """Add a size over each tensor-parallel group: what attention and dense layers of a group work on."""
+        if size.shape[-1] == 1:
+            return size * self.tp
+        tp = self.first.parallel.tp
+        blocks = size.reshape(*size.shape[:-1], -1, tp).sum(axis=-1)
+        return np.repeat(blocks, tp, axis=-1)
+
+
+def columns(pools: Sequence[Pool], model: Model, *, folded: bool) -> Columns:
+    """Read the degrees of pools of one structure into columns."""
+
+    def of(value: Callable[[Pool], float]) -> Column:
+        return column([value(pool) for pool in pools])
+
+    return Columns(
+        pools=tuple(pools),
+        folded=folded,
+        formats=formats(pools[0], model),
+        tp=of(lambda pool: pool.parallel.tp),
+        cp=of(lambda pool: pool.parallel.cp),
+        dp=of(lambda pool: pool.parallel.dp),
+        ep=of(lambda pool: pool.parallel.ep),
+        etp=of(lambda pool: pool.parallel.etp),
+        ranks=of(lambda pool: pool.parallel.ranks),
+    )
+
+
+def span(node: Node, fabric: tuple[Tier, ...], first: int, last: int) -> str:
+    """Name the outermost tier that a group of gpus from `first` to `last` has to cross."""
+    return tier_between(reach(node, fabric), first, last)
+
+
+def group_tiers(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> dict[str, str]:
+    """Name the tier each kind of group spans, for the group of rank 0: tp, cp, dp, edp and the next stage."""
+    p = pool.parallel
+    block = p.ep * p.etp
+    last = {"tp": p.tp - 1, "cp": (p.cp - 1) * p.tp, "dp": p.ranks - 1, "edp": p.ranks - block, "stage": p.ranks}
+    return {key: span(node, fabric, 0, gpu) for key, gpu in last.items()}
+
+
+def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
+    """Name everything that decides which tasks a pool's pass has; plans of one structure differ in sizes only."""
+    p = pool.parallel
+    exceed = tuple(degree > 1 for degree in (p.dp, p.tp, p.cp, p.ep, p.etp, p.edp))
+    crosses = tuple(sorted(group_tiers(pool, node, fabric).items()))
+    wide = p.ep * p.etp > node.gpus
+    return (
+        pool.node,
+        pool.framework,
+        p.pp,
+        exceed,
+        crosses,
+        wide,
+        min(p.ep * p.etp, CLASSES),
+        tuple(sorted(pool.precision.items())),
+        tuple((kind, policy) for kind, policy in sorted(pool.policies.items()) if kind not in ("placement", "batching")),
+        pool.policy("batching").settings.get("speculated", 0),
+    )
+
+
+def stage_layers(model: Model, pp: int, stage: int) -> range:
+    """Deal the layers to the stages in order, as evenly as they go; earlier stages get the remainder.
+
+    Examples
+    --------
+    >>> from moesim.world.model import Layer
+    >>> plain = Layer(part="decoder", dim=8, tokens=1.0, attention=None, ffn=None)
+    >>> model = Model(name="five", layers=(plain,) * 5, vocab=0, dtype_of={})
+    >>> [list(stage_layers(model, 2, stage)) for stage in (0, 1)]
+    [[0, 1, 2], [3, 4]]
+    """
+    size, extra = divmod(len(model.layers), pp)
+    start = stage * size + min(stage, extra)
+    return range(start, start + size + (stage < extra))
+
+
+TENSORS = ("experts", "attention", "dense", "embedding", "kv", "dispatch", "combine")
+
+
+def formats(pool: Pool, model: Model) -> Mapping[str, str]:
+    """Return the storage format of each class of tensors: the pool's own, else the model's, else bf16."""
+    return {tensors: pool.precision.get(tensors) or model.dtype_of.get(tensors, "bf16") for tensors in TENSORS}

@@ -1,0 +1,258 @@
+"""Bytes per rank, itemised, and the only place that decides whether a plan fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from moesim.ground.units import show
+from moesim.passes.attention import ACTIVATION, kv_share
+from moesim.passes.columns import Column, Columns, column, columns, stage_layers
+from moesim.plans.plan import Pool
+from moesim.policies.finding import make
+from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
+from moesim.world.framework import Framework
+from moesim.world.model import (
+    Cross,
+    Dense,
+    Layer,
+    Mla,
+    Model,
+    Moe,
+    Unmodelled,
+    attention_parameters,
+    bytes_of,
+    embedding_parameters,
+    expert_parameters,
+    kv_bytes,
+    kv_tokens,
+    matrices,
+    state_bytes,
+)
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Training
+
+OPTIMIZER_BYTES: Mapping[str, float] = {"adam": 16.0, "sgd": 8.0}
+"""Bytes per trained parameter besides its bf16 weight: fp32 gradient and master copy, and Adam's two fp32 moments."""
+
+CONTEXT_BYTES_PER_LAYER = 34.0
+"""Activation bytes kept for backward per token and unit of width, attention recomputed (Korthikanti et al.,
+arXiv 2205.05198, eq. 2 without the attention-score term)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Memory:
+    """Bytes on the fullest rank of every plan by item, against what its framework may use of the device."""
+
+    items: Mapping[str, Float[np.ndarray, "plan"]]
+    capacity: Float[np.ndarray, "plan"]
+
+    @property
+    def total(self) -> Float[np.ndarray, "plan"]:
+        """All items together."""
+        return np.sum(list(self.items.values()), axis=0)
+
+    @property
+    def fits(self) -> Bool[np.ndarray, "plan"]:
+        """Whether each plan fits."""
+        return self.total <= self.capacity
+
+    @property
+    def headroom(self) -> Float[np.ndarray, "plan"]:
+        """Bytes left on the fullest rank; negative where the plan does not fit."""
+        return self.capacity - self.total
+
+
+def footprint(
+    scenario: Scenario,
+    pools: Sequence[Pool],
+    *,
+    sequences: Float[np.ndarray, "plan"],
+    context: Float[np.ndarray, "plan"],
+    tokens: Float[np.ndarray, "plan"],
+) -> Memory:
+    """Add up what every plan keeps on its fullest rank; plans may be of any structure.
+
+    Parameters
+    ----------
+    sequences : sequences in flight per dp group (their caches are kept)
+    context : tokens kept per sequence, at their longest
+    tokens : tokens per rank in one pass (they set activations and exchange buffers)
+    """
+    training = isinstance(scenario.workload, Training)
+    parts = [
+        _one_structure(scenario, [pools[i] for i in group], sequences[group], context[group], tokens[group], training)
+        for group in _alike(pools)
+    ]
+    order = np.argsort(np.concatenate(list(_alike(pools))))
+    items = {key: np.concatenate([part.items[key] for part in parts])[order] for key in parts[0].items}
+    return Memory(items=items, capacity=np.concatenate([part.capacity for part in parts])[order])
+
+
+def _alike(pools: Sequence[Pool]) -> list[list[int]]:
+    """Group plans whose names agree, so that one set of formulas serves each group."""
+    groups: dict[object, list[int]] = {}
+    for index, pool in enumerate(pools):
+        names = (pool.node, pool.framework, pool.parallel.pp, tuple(sorted(pool.precision.items())))
+        policies = tuple((kind, policy) for kind, policy in sorted(pool.policies.items()) if kind != "overlap")
+        groups.setdefault((names, policies), []).append(index)
+    return list(groups.values())
+
+
+def _one_structure(
+    scenario: Scenario,
+    pools: list[Pool],
+    sequences: Float[np.ndarray, "plan"],
+    context: Float[np.ndarray, "plan"],
+    tokens: Float[np.ndarray, "plan"],
+    training: bool,
+) -> Memory:
+    """Take the fullest stage of plans of one structure."""
+    cols = columns(pools, scenario.model, folded=True)
+    stages = [
+        _stage_items(scenario, cols, stage, column(list(sequences)), column(list(context)), column(list(tokens)), training)
+        for stage in sorted({0, cols.first.parallel.pp - 1})
+    ]
+    totals = np.stack([np.sum(list(items.values()), axis=0) for items in stages])
+    fullest = totals.argmax(axis=0)
+    items = {key: np.choose(fullest, [items[key] for items in stages]) for key in stages[0]}
+    offer = scenario.hardware.offer(cols.first.node)
+    usable = offer.node.device.memory * _framework(scenario, cols.first).utilization
+    return Memory(items=items, capacity=np.full(len(pools), usable))
+
+
+def _framework(scenario: Scenario, pool: Pool) -> Framework:
+    return scenario.frameworks[pool.framework]
+
+
+def _stage_items(
+    scenario: Scenario, cols: Columns, stage: int, sequences: Column, context: Column, tokens: Column, training: bool
+) -> dict[str, Float[np.ndarray, "plan"]]:
+    """Itemise one stage, one number per plan."""
+    model, pool = scenario.model, cols.first
+    pp = pool.parallel.pp
+    layers = [model.layers[number] for number in stage_layers(model, pp, stage)]
+    framework = _framework(scenario, pool)
+    weights = _weights(model, layers, cols, ends=(stage == 0) + (stage == pp - 1))
+    items = weights | {
+        "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
+        "activations": _activations(model, layers, cols, tokens, framework, training),
+        "exchange buffers": _buffers(layers, cols, tokens),
+        "runtime": column([framework.reserve]),
+    }
+    if training:
+        per_parameter = OPTIMIZER_BYTES[_optimizer(scenario)]
+        items["optimizer"] = sum(_parameters(model, layers, cols)) * per_parameter
+    return {key: np.broadcast_to(value, cols.tp.shape).ravel().copy() for key, value in items.items()}
+
+
+def _optimizer(scenario: Scenario) -> str:
+    assert isinstance(scenario.workload, Training)
+    return scenario.workload.optimizer
+
+
+def _weights(model: Model, layers: list[Layer], cols: Columns, *, ends: int) -> dict[str, Column]:
+    """Bytes of weights per rank: experts by slot, dense parts by tensor slice, vocabulary at the model's ends."""
+    dense, attention, experts = _parameters(model, layers, cols)
+    matrices_here = min(ends, 1 if model.tied and cols.first.parallel.pp == 1 else 2)
+    vocabulary = embedding_parameters(model) * matrices_here / cols.tp
+    return {
+        "expert weights": experts * bytes_of(cols.formats["experts"]),
+        "attention weights": attention * bytes_of(cols.formats["attention"]),
+        "dense weights": dense * bytes_of(cols.formats["dense"]) + model.others * 2.0 / cols.first.parallel.pp,
+        "vocabulary": vocabulary * bytes_of(cols.formats["embedding"]),
+    }
+
+
+def _parameters(model: Model, layers: list[Layer], cols: Columns) -> tuple[Column, Column, Column]:
+    """Parameters per rank: dense (with gate and shared experts), attention, routed experts in their slots."""
+    policy: AllToAllPolicy = make("alltoall", cols.first.policy("alltoall"))
+    shared_slices = cols.tp if policy.replicated else np.ones_like(cols.tp)
+    dense, attention, experts = (np.zeros_like(cols.tp) for _ in range(3))
+    for layer in layers:
+        attention = attention + _attention_parameters(layer, cols)
+        match layer.ffn:
+            case Dense():
+                dense = dense + matrices(gated=layer.ffn.gated) * layer.dim * layer.ffn.width / cols.tp
+            case Moe():
+                moe = layer.ffn
+                shared = matrices(gated=moe.gated) * layer.dim * moe.shared_width / shared_slices
+                latent = 2.0 * layer.dim * moe.input_dim if moe.input_dim != layer.dim else 0.0
+                dense = dense + layer.dim * moe.experts + shared + latent
+                experts = experts + _slots(moe, cols) * expert_parameters(moe) / cols.etp
+            case None:
+                pass
+    return dense, attention, experts
+
+
+def _attention_parameters(layer: Layer, cols: Columns) -> Column:
+    """Weights of an attention part per rank. Latent down-projections are copied on all tensor-parallel ranks."""
+    kind = layer.attention
+    if kind is None:
+        return np.zeros_like(cols.tp)
+    whole = float(attention_parameters(kind, layer.dim))
+    copied = float(layer.dim * (kind.q_lora + kind.kv_lora + kind.rope)) if isinstance(kind, Mla) else 0.0
+    return copied + (whole - copied) / cols.tp
+
+
+def _slots(moe: Moe, cols: Columns) -> Column:
+    """Resident expert slots per rank and MoE layer."""
+
+    def resident(pool: Pool) -> float:
+        placement: Placement = make("placement", pool.policy("placement"))
+        buffering: Buffering = make("buffering", pool.policy("buffering"))
+        return buffering(placement.slots(moe.experts, pool.parallel.ep) // pool.parallel.ep)
+
+    return column([resident(pool) for pool in cols.pools])
+
+
+def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Column) -> Column:
+    """KV cache and constant states per rank: divided over heads where there are heads to divide, and over cp."""
+    total = np.zeros_like(cols.tp)
+    for layer in layers:
+        kind = layer.attention
+        if isinstance(kind, Unmodelled):
+            raise ValueError(f"KV bytes of attention kind `{kind.name}` are not modelled")
+        kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cols.cp * layer.tokens
+        twice = 2.0 if isinstance(kind, Cross) else 1.0
+        total = total + sequences * (
+            kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols) * twice + state_bytes(kind) / cols.tp
+        )
+    return total
+
+
+def _activations(
+    model: Model, layers: list[Layer], cols: Columns, tokens: Column, framework: Framework, training: bool
+) -> Column:
+    """Activation bytes: a workspace of some hidden states in serving; what backward needs, in training."""
+    width = max(layer.dim for layer in layers)
+    if not training:
+        logits = tokens * model.vocab / cols.tp * 4.0
+        return tokens * cols.tp * width * framework.workspace + logits
+    kept = sum(layer.dim * layer.tokens * CONTEXT_BYTES_PER_LAYER for layer in layers)
+    routed = sum(
+        layer.tokens * layer.ffn.topk * (2 * layer.ffn.input_dim + matrices(gated=layer.ffn.gated) * layer.ffn.width) * 2
+        for layer in layers
+        if isinstance(layer.ffn, Moe)
+    )
+    return tokens * (kept + routed) * cols.first.parallel.pp  # 1F1B: the first stage holds pp microbatches
+
+
+def _buffers(layers: list[Layer], cols: Columns, tokens: Column) -> Column:
+    """Bytes of the buffers that rows are sent from and received into, of the widest MoE layer, for even loads."""
+    widest = max((layer.ffn.topk * layer.ffn.input_dim for layer in layers if isinstance(layer.ffn, Moe)), default=0)
+    policy: AllToAllPolicy = make("alltoall", cols.first.policy("alltoall"))
+    copies = 0.0 if policy.replicated else 2.0
+    return tokens * cols.etp * widest * ACTIVATION * copies
+
+
+def describe(memory: Memory, plan: int, gpu: str) -> str:
+    """Say in one line why a plan does not fit: its largest items against the capacity."""
+    largest = sorted(((values[plan], key) for key, values in memory.items.items()), reverse=True)[:2]
+    items = " + ".join(f"{key} {show(size, 'B')}" for size, key in largest)
+    total = show(float(memory.total[plan]), "B")
+    return f"does not fit: {items} and others, {total} > {show(float(memory.capacity[plan]), 'B')} on {gpu}"
+

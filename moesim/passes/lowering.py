@@ -1,0 +1,327 @@
+"""From scenario, pools, layouts, batch and drawn routing to a schedule of sizes.
+
+One call lowers many plans at once: they share a structure (which tasks there are), so each op holds one array with a
+leading plan axis. Axes are [plan, draw, rank]. Policies rearrange ops in a fixed order: gating, two-batch, pipelining,
+all-to-all phases. Layers that are equal in every size hold the same op objects, so pricing does each once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.ground.streams import stream
+from moesim.passes.attention import ACTIVATION, Work, add_attention, join_group, work
+from moesim.passes.backward import with_backward
+from moesim.passes.chain import Chain
+from moesim.passes.columns import Columns, Sizes, column, columns, group_tiers, stage_layers
+from moesim.passes.exchanges import Mixture, Routed, Topology, mixture
+from moesim.passes.folding import class_counts
+from moesim.passes.groups import folded_labels, labels
+from moesim.passes.mixture import add_dense, add_mixture
+from moesim.plans.layout import Layout
+from moesim.plans.plan import Pool
+from moesim.policies.finding import make
+from moesim.policies.protocols import AllToAllPolicy, Gating, Overlap, Placement
+from moesim.schedules.ops import Elementwise, Gemm, Send
+from moesim.schedules.schedule import Schedule, relayered, series
+from moesim.world.hardware import Node, Tier, reach
+from moesim.world.model import Dense, Layer, Model, Moe
+from moesim.world.routing import Routing
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Batch
+
+
+def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout:
+    """Make the layout a pool starts with: its placement policy on the mean shares, its gating's capacity.
+
+    `tokens` is the home tokens per rank that capacities are sized for.
+    """
+    moe = scenario.model.moe(scenario.model.moe_layers[0])
+    node = scenario.hardware.offer(pool.node).node
+    p = pool.parallel
+    placement: Placement = make("placement", pool.policy("placement"))
+    slots = placement.slots(moe.experts, p.ep)
+    load = scenario.routing.shares(0)[None]
+    nodes = max(1, p.ep * p.etp // node.gpus)
+    expert_of_slot = placement(load, slots, p.ep, nodes, stream(seed, "placement"))
+    gating: Gating = make("gating", pool.policy("gating"))
+    layers = expert_of_slot.shape[0]
+    return Layout(
+        expert_of_slot=expert_of_slot,
+        rank_of_slot=np.arange(slots) // (slots // p.ep),
+        capacity=np.full((layers, moe.experts), gating.capacity(tokens, moe.experts, moe.topk)),
+        resident=np.ones((layers, slots), bool),
+        r=np.ones(layers, int),
+        degree=np.full(layers, int(pool.policy("overlap").settings.get("degree", 1))),
+        alltoall=(pool.policy("alltoall").name,) * layers,
+    )
+
+
+def draw_routing(
+    routing: Routing, layout: Layout, pool: Pool, tokens: float, *, draws: int, reach: Sequence[int], seed: int
+) -> Routed:
+    """Draw routing for a folded pass: each draw from one MoE layer, one expert block standing for all.
+
+    Layers that follow one law are sampled instead of summed: the mean over draws of a pass whose layers all have the
+    draw's counts is the mean pass. Layers are taken evenly over the depth of the model.
+
+    Parameters
+    ----------
+    tokens : home tokens per rank
+    draws : how many
+    reach : ranks per block for which to count distinct blocks per token (1: ranks)
+    """
+    block = pool.parallel.ep * pool.parallel.etp
+    total = np.array([max(1, round(tokens * block))])
+    rng = stream(seed, "routing")
+    layers = (np.arange(draws) * routing.layers + routing.layers // 2) // draws % routing.layers
+    rounds = -(-draws // routing.layers)
+    drawn = np.concatenate([routing.draw(total, turn, rng) for turn in range(rounds)])
+    counts = drawn[layers + np.arange(draws) % rounds * routing.layers]
+    return Routed(
+        counts=(counts / block)[:, None],
+        layer_of=layers[:, None],
+        distinct=distinct_blocks(routing, layout, pool, reach),
+    )
+
+
+def distinct_blocks(routing: Routing, layout: Layout, pool: Pool, reach: Sequence[int]) -> Mapping[int, float]:
+    """Mean number of different blocks of ranks that one token's experts live in, by ranks per block."""
+    policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
+    if not policy.uses_distinct:
+        return {}
+    etp = pool.parallel.etp
+    first_slot = np.argsort(layout.expert_of_slot[0], kind="stable")
+    _, place = np.unique(layout.expert_of_slot[0][first_slot], return_index=True)
+    rank_of_expert = layout.rank_of_slot[first_slot[place]] * etp
+    return {ranks: float(routing.distinct(rank_of_expert // ranks).mean()) for ranks in (1, *reach)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Setting:
+    """What all layers of one lowering have in common."""
+
+    model: Model
+    node: Node
+    fabric: tuple[Tier, ...]
+    cols: Columns
+    layouts: tuple[Layout, ...]
+    routed: tuple[Routed, ...]
+    batch: Batch
+    stage: int
+    speculated: float
+    overlap: Overlap
+    replicated: bool
+
+    @property
+    def tiers(self) -> Mapping[str, str]:
+        return group_tiers(self.cols.first, self.node, self.fabric)
+
+    @property
+    def topology(self) -> Topology:
+        return Topology(reach=reach(self.node, self.fabric), gpus_per_node=self.node.gpus)
+
+    @property
+    def last(self) -> bool:
+        return self.stage == self.cols.first.parallel.pp - 1
+
+
+def lower(
+    scenario: Scenario,
+    pools: Sequence[Pool],
+    stage: int,
+    layouts: Sequence[Layout],
+    batches: Sequence[Batch],
+    routed: Sequence[Sequence[Routed]],
+) -> tuple[Schedule, ...]:
+    """Lower one pass of one pipeline stage for plans of one structure.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The world.
+    pools : sequence of Pool
+        One pool per plan, all of one `structure`.
+    stage : int
+        Pipeline stage.
+    layouts : sequence of Layout
+        One per plan.
+    batches : sequence of Batch
+        The batch, or its halves where the overlap policy asks for two (`halves_wanted`); sizes broadcast to
+        [plan, draw, rank].
+    routed : sequence of sequence of Routed
+        For each batch, one per plan. Counts with a size-1 rank axis give a schedule folded into rank classes;
+        otherwise every rank is a row.
+
+    Returns
+    -------
+    tuple of Schedule
+        Alternatives of structure; the caller prices all of them and keeps the fastest.
+
+    Raises
+    ------
+    PolicyError
+        A policy refuses the plan (an all-to-all that needs whole nodes, say).
+    ValueError
+        A layer whose attention has no cost form.
+    """
+    node = scenario.hardware.offer(pools[0].node).node
+    overlap: Overlap = make("overlap", pools[0].policy("overlap"))
+    alltoall: AllToAllPolicy = make("alltoall", pools[0].policy("alltoall"))
+    folded = all(drawn.alike for drawn in routed[0])
+    halves = [
+        _lower_batch(
+            _Setting(
+                model=scenario.model,
+                node=node,
+                fabric=scenario.hardware.fabric,
+                cols=columns(pools, scenario.model, folded=folded),
+                layouts=tuple(layouts),
+                routed=tuple(drawn),
+                batch=batch,
+                stage=stage,
+                speculated=float(pools[0].policy("batching").settings.get("speculated", 0)),
+                overlap=overlap,
+                replicated=alltoall.replicated,
+            )
+        )
+        for batch, drawn in zip(batches, routed, strict=True)
+    ]
+    return tuple(overlap.whole(tuple(choice)) for choice in zip(*halves, strict=True))
+
+
+def halves_wanted(pool: Pool) -> int:
+    """How many sub-batches a pool's overlap policy wants lowered: 1, or 2 for two-batch overlap."""
+    overlap: Overlap = make("overlap", pool.policy("overlap"))
+    return overlap.halves
+
+
+def _lower_batch(setting: _Setting) -> tuple[Schedule, ...]:
+    """Lower one batch through the stage's layers; one result per alternative of the overlap policy."""
+    cache: _Cache = {}
+    blocks: list[tuple[Schedule, ...]] = []
+    if setting.stage == 0:
+        blocks.append((_embedding(setting),))
+    for number in stage_layers(setting.model, setting.cols.first.parallel.pp, setting.stage):
+        blocks.append(_layer_block(setting, number, cache))
+    if setting.last:
+        blocks.append((_head(setting),))
+        for module in range(_drafted(setting)):
+            blocks.append((_draft_entry(setting, module),))
+            blocks.append(_layer_block(setting, len(setting.model.layers) + module, cache))
+            blocks.append((_head(setting, module + 1),))
+    else:
+        blocks.append((_send(setting),))
+    width = max(len(block) for block in blocks)
+    alternatives = tuple(series([block[min(choice, len(block) - 1)] for block in blocks]) for choice in range(width))
+    if not setting.batch.backward:
+        return alternatives
+    return tuple(with_backward(forward) for forward in alternatives)
+
+
+_Cache = dict[tuple[Layer, int], tuple[Schedule, ...]]
+
+
+def _layer_block(setting: _Setting, number: int, cache: _Cache) -> tuple[Schedule, ...]:
+    """Lower one layer, or renumber an equal one lowered before; drafting modules are built like the last layer."""
+    layer = setting.model.layers[min(number, len(setting.model.layers) - 1)]
+    cell = _cell(setting, number) if isinstance(layer.ffn, Moe) else 0
+    if (layer, cell) not in cache:
+        cache[layer, cell] = setting.overlap.block(_lowered_layer(setting, layer, cell), setting.layouts[0])
+    return tuple(relayered(block, number) for block in cache[layer, cell])
+
+
+def _cell(setting: _Setting, number: int) -> int:
+    """Layer cell of the drawn counts for a layer: its own, or the one that stands for all."""
+    cells = setting.routed[0].counts.shape[1]
+    return min(sum(layer < number for layer in setting.model.moe_layers), cells - 1)
+
+
+def _chain(setting: _Setting, layer: int = 0) -> Chain:
+    """Start a block with the labels and row counts of this lowering."""
+    pools, gpus = setting.cols.pools, setting.node.gpus
+    if not setting.cols.folded:
+        return Chain(layer=layer, groups=labels(pools[0].parallel, setting.stage, gpus), count=np.ones(pools[0].parallel.ranks))
+    count = np.stack([class_counts(p.ep * p.etp) * p.edp for p in (pool.parallel for pool in pools)])[:, None]
+    return Chain(layer=layer, groups=folded_labels(count.shape[-1]), count=count)
+
+
+def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
+    """Write one layer: attention, the collectives that join or scatter its group, and the feed-forward part."""
+    chain = _chain(setting)
+    cols, tiers = setting.cols, setting.tiers
+    done = work(layer, setting.model, setting.batch, cols, setting.speculated)
+    hidden = done.tokens * layer.dim * ACTIVATION
+    scattered = isinstance(layer.ffn, Moe) and not setting.replicated
+    if layer.attention is not None:
+        add_attention(chain, layer, cols, done, tiers)
+        join_group(chain, hidden, "reduce_scatter" if scattered else "all_reduce", cols, tiers)
+    match layer.ffn:
+        case Dense():
+            add_dense(chain, layer.ffn, layer.dim, cols, done.tokens, tiers)
+        case Moe():
+            home = done.tokens / cols.tp
+            sized = _sized(setting, layer.ffn, cell, home)
+            tokens = done.tokens if setting.replicated else home
+            add_mixture(chain, layer.ffn, layer.dim, cols, sized, tokens, replicated=setting.replicated)
+            join_group(chain, hidden, "all_reduce" if setting.replicated else "all_gather", cols, tiers)
+        case None:
+            pass
+    return chain.schedule()
+
+
+def _sized(setting: _Setting, moe: Moe, cell: int, home: Sizes) -> Mixture:
+    return mixture(moe, setting.cols, setting.layouts, setting.routed, cell, home, setting.topology)
+
+
+def _tokens(setting: _Setting) -> Work:
+    """Work of the first and last layers on plain tokens, for embedding, head and send."""
+    layer = setting.model.layers[-1]
+    return work(replace(layer, tokens=1.0), setting.model, setting.batch, setting.cols, setting.speculated)
+
+
+def _embedding(setting: _Setting) -> Schedule:
+    chain = _chain(setting, -1)
+    dim = setting.model.layers[0].dim
+    chain.add("embed", Elementwise(traffic=_tokens(setting).tokens * dim * 2 * ACTIVATION))
+    return chain.schedule()
+
+
+def _head(setting: _Setting, module: int = 0) -> Schedule:
+    """Write the final norm and the head, over tokens that need logits: all in training, else one per prompt."""
+    model, cols = setting.model, setting.cols
+    chain = _chain(setting, len(model.layers) + module)
+    done = _tokens(setting)
+    tokens = done.tokens if setting.batch.backward else done.decoded + done.prompts
+    chain.add("norm", Elementwise(traffic=tokens * model.dim * 2 * ACTIVATION))
+    if model.vocab:
+        weights = cols.formats["embedding"]
+        chain.add("head", Gemm(m=tokens, n=model.vocab / cols.tp, k=column([model.dim]), dtype=weights))
+    return chain.schedule()
+
+
+def _drafted(setting: _Setting) -> int:
+    """How many times a drafting module runs: once per speculated token, where the model has such modules."""
+    return int(setting.speculated) if setting.model.mtp else 0
+
+
+def _draft_entry(setting: _Setting, module: int) -> Schedule:
+    """Write a drafting module's entry: hidden state and embedding, side by side, projected to the model's width."""
+    dim, cols = setting.model.dim, setting.cols
+    chain = _chain(setting, len(setting.model.layers) + module)
+    tokens = _tokens(setting).tokens
+    chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
+    chain.add("mtp", Gemm(m=tokens, n=column([dim]), k=column([2.0 * dim]), dtype=cols.formats["dense"]))
+    return chain.schedule()
+
+
+def _send(setting: _Setting) -> Schedule:
+    """Write the hand-over of the hidden state to the next stage, each rank its own tokens."""
+    last = setting.model.layers[stage_layers(setting.model, setting.cols.first.parallel.pp, setting.stage)[-1]]
+    chain = _chain(setting, len(setting.model.layers))
+    size = setting.batch.tokens * last.tokens * last.dim * ACTIVATION
+    chain.add("send", Send(size=size, tier=setting.tiers["stage"]), stream=f"net:{setting.stage}")
+    return chain.schedule()

@@ -1,0 +1,95 @@
+"""Feed-forward parts as ops: a mixture of experts under expert parallelism, or a dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moesim.passes.attention import ACTIVATION, join_group
+from moesim.passes.chain import Chain
+from moesim.passes.columns import Columns, Sizes, column
+from moesim.passes.exchanges import Mixture
+from moesim.policies.protocols import Phase
+from moesim.schedules.ops import Elementwise, Gemm, Grouped
+from moesim.world.model import Dense, Moe, matrices
+
+GATE_TRAFFIC = 12.0
+"""Bytes written per chosen expert by top-k: an int64 index and an fp32 weight."""
+
+
+def add_mixture(
+    chain: Chain, moe: Moe, dim: int, cols: Columns, sized: Mixture, tokens: Sizes, *, replicated: bool
+) -> None:
+    """Append a mixture of experts: gate, shared expert, pack, dispatch, experts, combine, unpack.
+
+    `tokens` are each rank's own tokens, or those of its whole tensor-parallel group where they are `replicated`; then
+    nothing is dispatched, and the caller adds the partial results up.
+    """
+    chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
+    chain.add("gate", Gemm(m=tokens, n=column([moe.experts]), k=column([dim]), dtype="bf16"))
+    chain.add("gate", Elementwise(traffic=tokens * (moe.experts * 4.0 + moe.topk * GATE_TRAFFIC)))
+    if moe.shared_width:
+        width = moe.shared_width / (cols.tp if replicated else np.ones_like(cols.tp))
+        _add_network(chain, "shared", dim, width, cols, tokens, gated=moe.gated)
+    latent = moe.input_dim != dim
+    if latent:
+        _add_projection(chain, dim, moe.input_dim, cols, tokens)
+    _add_pack(chain, moe, sized, tokens)
+    _add_phases(chain, "sizes", sized.sizes)
+    _add_phases(chain, "dispatch", sized.dispatch)
+    _add_experts(chain, moe, cols, sized)
+    _add_phases(chain, "combine", sized.combine)
+    chain.add("unpack", Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION))
+    if latent:
+        _add_projection(chain, moe.input_dim, dim, cols, tokens)
+
+
+def add_dense(
+    chain: Chain, dense: Dense, dim: int, cols: Columns, tokens: Sizes, tiers: Mapping[str, str]
+) -> None:
+    """Append a dense feed-forward part, its width divided over the tensor-parallel group that shares `tokens`."""
+    chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
+    _add_network(chain, "mlp", dim, dense.width / cols.tp, cols, tokens, gated=dense.gated)
+    join_group(chain, tokens * dim * ACTIVATION, "all_reduce", cols, tiers)
+
+
+def _add_network(
+    chain: Chain, name: str, dim: int, width: Sizes, cols: Columns, tokens: Sizes, *, gated: bool
+) -> None:
+    """Append the products of a feed-forward network of inner `width` per rank, with the activation between them."""
+    weights = cols.formats["dense"]
+    inner = width * (matrices(gated=gated) - 1)
+    chain.add(name, Gemm(m=tokens, n=inner, k=column([dim]), dtype=weights))
+    chain.add(name, Elementwise(traffic=tokens * (inner + width) * ACTIVATION))
+    chain.add(name, Gemm(m=tokens, n=column([dim]), k=width, dtype=weights))
+
+
+def _add_projection(chain: Chain, inner: int, outer: int, cols: Columns, tokens: Sizes) -> None:
+    """Append the projection into or out of the latent space experts work in."""
+    chain.add("shared", Gemm(m=tokens, n=column([outer]), k=column([inner]), dtype=cols.formats["dense"]))
+
+
+def _add_pack(chain: Chain, moe: Moe, sized: Mixture, tokens: Sizes) -> None:
+    """Append the reorder: a gather of the rows, or a product with the dispatch mask where gating builds one."""
+    if not np.any(sized.mask > 0):
+        chain.add("pack", Elementwise(traffic=(tokens + sized.packed) * moe.input_dim * ACTIVATION))
+        return
+    chain.add("pack", Elementwise(traffic=sized.mask * 4.0))
+    chain.add("pack", Gemm(m=sized.packed, n=column([moe.input_dim]), k=tokens, dtype="bf16"))
+
+
+def _add_phases(chain: Chain, name: str, phases: tuple[Phase, ...]) -> None:
+    for phase in phases:
+        chain.add(name, phase.op, stream=phase.stream, group=phase.group)
+
+
+def _add_experts(chain: Chain, moe: Moe, cols: Columns, sized: Mixture) -> None:
+    """Append the experts' two products, rows grouped by slot, with the activation between them."""
+    weights = cols.formats["experts"]
+    width = moe.width / cols.etp
+    inner = width * (matrices(gated=moe.gated) - 1)
+    rows = sized.rows.sum(axis=0)
+    chain.add("experts", Grouped(rows=sized.rows, n=inner, k=column([moe.input_dim]), dtype=weights))
+    chain.add("experts", Elementwise(traffic=rows * (inner + width) * ACTIVATION))
+    chain.add("experts", Grouped(rows=sized.rows, n=column([moe.input_dim]), k=width, dtype=weights))

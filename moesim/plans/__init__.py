@@ -1,0 +1,1 @@
+"""What we may choose, and what may change while it runs."""

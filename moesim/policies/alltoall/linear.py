@@ -1,0 +1,44 @@
+"""Linear all-to-all: every rank sends each owner its rows directly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from moesim.policies.alltoall._traffic import Reach, joining, messages, rows_by_owner
+from moesim.policies.protocols import Phase
+from moesim.schedules.ops import AllToAll, Exchange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """Post one message to each other rank, over the innermost tier that joins the two.
+
+    NCCL's and Tutel's plain algorithm (Tutel, section 3.4). A rank's rows for itself cost nothing; a peer that gets
+    no rows still gets its message.
+    """
+
+    replicated: ClassVar[bool] = False
+
+    def __call__(self, op: Exchange, reach: Reach) -> tuple[Phase, ...]:
+        """Return one phase of all ranks."""
+        if op.ranks == 1:
+            return ()
+        rows = rows_by_owner(op)
+        marks = joining(op.ranks, tuple(block for _, block in reach))
+        sent = op.row * np.einsum("d...r,tdr->t...r", rows, marks)
+        received = op.row * np.einsum("d...r,tdr->t...d", rows, marks)
+        if op.reverse:
+            sent, received = received, sent
+        exchange = AllToAll(
+            tiers=tuple(name for name, _ in reach),
+            sent=sent,
+            received=received,
+            messages=messages(marks.sum(axis=1), sent),
+        )
+        return (Phase(op=exchange, group="ep", stream="comm"),)
+
+
+policy = Linear

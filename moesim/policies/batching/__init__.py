@@ -1,0 +1,1 @@
+"""Which waiting requests join a replica's batch."""

@@ -1,0 +1,35 @@
+"""Chunked prefill: prompts are cut so that a step of decodes and prompt tokens stays within a token budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moesim.policies.batching._settings import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunked:
+    """Mix decodes with pieces of prompts (Agrawal et al., "Sarathi-Serve", OSDI 2024, section 4).
+
+    Attributes
+    ----------
+    max_batch : most sequences that decode together
+    budget : most new tokens in one step, decoded ones included
+    speculated : draft tokens verified per sequence and step
+    buckets : batch sizes with a compiled graph; empty: any size
+    """
+
+    max_batch: int = 256
+    budget: int = 8192
+    speculated: int = 0
+    buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that a step has room for every decode."""
+        check(self)
+        if self.budget < self.max_batch * (1 + self.speculated):
+            needed = self.max_batch * (1 + self.speculated)
+            raise ValueError(f"budget = {self.budget} has no room for {needed} decoded tokens a step; give at least that")
+
+
+policy = Chunked

@@ -1,0 +1,34 @@
+"""Continuous batching: whole prompts join the running batch between steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from moesim.plans.layout import NO_LIMIT
+from moesim.policies.batching._settings import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuous:
+    """Let requests join and leave at every step, prompts uncut (Yu et al., "Orca", OSDI 2022, section 3).
+
+    Attributes
+    ----------
+    max_batch : most sequences that decode together
+    speculated : draft tokens verified per sequence and step
+    buckets : batch sizes with a compiled graph; empty: any size
+    """
+
+    budget: ClassVar[int] = NO_LIMIT
+
+    max_batch: int = 256
+    speculated: int = 0
+    buckets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check(self)
+
+
+policy = Continuous

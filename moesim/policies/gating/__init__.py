@@ -1,0 +1,1 @@
+"""How many rows each expert computes for the tokens routed to it."""

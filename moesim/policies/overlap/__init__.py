@@ -1,0 +1,1 @@
+"""How a schedule is rearranged so that communication hides behind computing."""

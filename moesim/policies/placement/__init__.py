@@ -1,0 +1,1 @@
+"""Which slot holds a copy of which expert."""

@@ -1,0 +1,118 @@
+"""Greedy placement: the heaviest expert first, each to the least loaded rank with a free slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Greedy:
+    """Balance the mean load of the ranks, equally many slots each (Huang et al., section VII).
+
+    Extra slots first copy, one after another, the expert with the largest load per copy; a copy carries its share.
+
+    Attributes
+    ----------
+    redundant : copies beyond one per expert
+    """
+
+    balances: ClassVar[bool] = True
+
+    redundant: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.redundant < 0:
+            raise ValueError(f"redundant = {self.redundant}; give 0 or more")
+
+    def slots(self, experts: int, ranks: int) -> int:
+        """Round experts and redundant copies up to a multiple of `ranks`."""
+        return rounded_slots(experts + self.redundant, ranks)
+
+    def __call__(
+        self,
+        load: Float[np.ndarray, "step layer expert"],
+        slots: int,
+        ranks: int,
+        nodes: int,
+        rng: np.random.Generator,
+    ) -> Int[np.ndarray, "layer slot"]:
+        """Place each layer by its load averaged over the steps."""
+        return balanced_slots(load.mean(axis=0), slots, ranks)
+
+
+policy = Greedy
+
+
+def rounded_slots(copies: int, ranks: int) -> int:
+    """Round up so that every rank has equally many slots.
+
+    Examples
+    --------
+    >>> rounded_slots(10, 4)
+    12
+    """
+    return -(-copies // ranks) * ranks
+
+
+def balanced_slots(load: Float[np.ndarray, "layer expert"], slots: int, ranks: int) -> Int[np.ndarray, "layer slot"]:
+    """Copy the experts with the largest load per copy until all slots are used, then pack the copies on ranks."""
+    copied = copies(load, slots)
+    number = np.stack([np.bincount(row, minlength=load.shape[1]) for row in copied])
+    share = np.take_along_axis(load / number, copied, axis=1)
+    return np.take_along_axis(copied, packed(share, ranks), axis=1)
+
+
+def copies(load: Float[np.ndarray, "layer expert"], slots: int) -> Int[np.ndarray, "layer slot"]:
+    """List one copy of every expert, in order, then copies of whichever has the largest load per copy.
+
+    Examples
+    --------
+    >>> copies(np.array([[9.0, 4.0, 1.0]]), 5).tolist()
+    [[0, 1, 2, 0, 0]]
+    """
+    layers, experts = load.shape
+    listed = np.tile(np.arange(slots), (layers, 1))
+    number = np.ones((layers, experts))
+    row = np.arange(layers)
+    for place in range(experts, slots):
+        heaviest = np.argmax(load / number, axis=1)
+        listed[:, place] = heaviest
+        number[row, heaviest] += 1
+    return listed
+
+
+def packed(load: Float[np.ndarray, "layer item"], packs: int) -> Int[np.ndarray, "layer place"]:
+    """Pack items, heaviest first, each into the lightest pack with room; packs hold equally many.
+
+    With one item a pack there is nothing to balance, and items stay in order.
+
+    Returns
+    -------
+    array of shape (layer, place)
+        The item at each place; a pack's places stand together, in the order they were filled.
+
+    Examples
+    --------
+    >>> packed(np.array([[1.0, 5.0, 3.0, 4.0]]), 2).tolist()
+    [[1, 0, 3, 2]]
+    """
+    layers, items = load.shape
+    room = items // packs
+    if room == 1:
+        return np.tile(np.arange(items), (layers, 1))
+    weight = np.zeros((layers, packs))  # infinite once full, so that the lightest is always one with room
+    filled = np.zeros((layers, packs), dtype=int)
+    item_of_place = np.empty((layers, items), dtype=int)
+    row = np.arange(layers)
+    for item in np.argsort(-load, axis=1, kind="stable").T:
+        pack = np.argmin(weight, axis=1)
+        place = filled[row, pack]
+        item_of_place[row, pack * room + place] = item
+        filled[row, pack] = place + 1
+        weight[row, pack] = np.where(place + 1 == room, np.inf, weight[row, pack] + load[row, item])
+    return item_of_place

@@ -1,0 +1,172 @@
+"""What each kind of policy must answer. A plain function is a policy; one with settings is a frozen dataclass.
+
+A policy's file offers one name, ``policy``: either the function itself, or the dataclass, whose fields are the settings
+and all have defaults. Its ``__post_init__`` raises `ValueError` for a setting out of range. `finding.make` builds it.
+
+A policy sees sizes, places and random generators, and returns a decision. It never sees how fast anything is, so no
+policy can time anything. `changes_model` marks one that changes what the model computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from moesim.plans.layout import Layout
+from moesim.schedules.ops import Exchange, Op
+from moesim.schedules.schedule import Schedule
+
+Counts = Shaped[np.ndarray, "*#lead rank expert"]
+
+
+class Placement(Protocol):
+    """Decide which expert each slot holds."""
+
+    @property
+    def balances(self) -> bool:
+        """Whether it promises to follow the load: no worse than contiguous, and blind to how experts are numbered."""
+        ...
+
+    def slots(self, experts: int, ranks: int) -> int:
+        """Slots wanted per layer: the experts and their redundant copies, rounded up to a multiple of `ranks`."""
+        ...
+
+    def __call__(
+        self,
+        load: Float[np.ndarray, "step layer expert"],
+        slots: int,
+        ranks: int,
+        nodes: int,
+        rng: np.random.Generator,
+    ) -> Int[np.ndarray, "layer slot"]:
+        """Return each slot's expert; slot s lives on rank s // (slots / ranks), and every expert has a slot.
+
+        `load` is what each expert received; `nodes` is how many nodes the ranks fill, in order.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Gated:
+    """What gating makes of the drawn counts.
+
+    Attributes
+    ----------
+    rows : rows sent to and computed for each expert, padding included
+    kept : assignments that survive; the rest are dropped
+    mask : elements of the dense dispatch mask each rank builds (tokens x experts x capacity); 0 where rows are gathered
+    sizes : whether row counts must be exchanged before the rows
+    """
+
+    rows: Counts
+    kept: Counts
+    mask: Shaped[np.ndarray, "*#lead rank"]
+    sizes: bool
+
+
+class Gating(Protocol):
+    """Turn drawn counts into rows to compute."""
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether it may drop assignments."""
+        ...
+
+    def capacity(self, tokens: int, experts: int, topk: int) -> int:
+        """Rows per expert and source rank for a rank with `tokens` tokens; `NO_LIMIT` where nothing is dropped."""
+        ...
+
+    def __call__(
+        self, counts: Counts, capacity: Shaped[np.ndarray, "expert"], tokens: Shaped[np.ndarray, "*#lead #rank"]
+    ) -> Gated:
+        """Apply the capacity to counts over (rank, expert), whole numbers or means, made of so many tokens per rank."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One step of an all-to-all: its op, the group that meets in it, and its stream.
+
+    The group is ``""`` (every rank alone), ``"ep"`` (all ranks of the exchange), ``"node"`` or ``"rail"``.
+    """
+
+    op: Op
+    group: str
+    stream: str
+
+
+class AllToAllPolicy(Protocol):
+    """Turn an exchange into phases; `replicated` marks the one that keeps tokens in place and sends nothing."""
+
+    @property
+    def replicated(self) -> bool:
+        """Whether tokens stay where they are, replicated, and a reduction of the results replaces the exchange."""
+        ...
+
+    def __call__(self, op: Exchange, reach: tuple[tuple[str, int], ...]) -> tuple[Phase, ...]:
+        """Return the phases in order, none when there is nobody to send to.
+
+        `reach` lists (tier, gpus one hop reaches) from the innermost outwards; the exchange's ranks are gpus 0, 1, ...
+        of it, and its innermost tier is taken to join a node.
+
+        Raises
+        ------
+        PolicyError
+            The ranks do not suit the algorithm; the message names one that does.
+        """
+        ...
+
+
+class Overlap(Protocol):
+    """Rearrange a schedule so that communication hides behind computation."""
+
+    @property
+    def halves(self) -> int:
+        """Sub-batches it wants lowered separately: 1, or 2 for two-batch overlap."""
+        ...
+
+    def block(self, block: Schedule, layout: Layout) -> tuple[Schedule, ...]:
+        """Rearrange one layer's schedule; several results are alternatives, of which the planner keeps the fastest.
+
+        Every block of one policy gets the same number of alternatives, in the same order.
+        """
+        ...
+
+    def whole(self, halves: tuple[Schedule, ...]) -> Schedule:
+        """Join the lowered sub-batches, as many as `halves`, into one schedule."""
+        ...
+
+
+class Buffering(Protocol):
+    """Decide how many expert slots per MoE layer and rank are resident on the gpu."""
+
+    def __call__(self, slots: int) -> int:
+        """Return the resident slots among `slots` per rank."""
+        ...
+
+
+class Batching(Protocol):
+    """Settings of the batch a replica works on."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most sequences that decode together."""
+        ...
+
+    @property
+    def budget(self) -> int:
+        """Most new tokens in one step, decoded ones included; `NO_LIMIT` where prompts are never cut."""
+        ...
+
+    @property
+    def speculated(self) -> int:
+        """Draft tokens verified per sequence and step, beside the one that is certain."""
+        ...
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes with a compiled graph, ascending; empty: any size runs as it is."""
+        ...

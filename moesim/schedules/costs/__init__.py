@@ -1,0 +1,1 @@
+"""The cost forms, each beside its floor, and the pricing of whole schedules."""

@@ -1,0 +1,1 @@
+"""What the world is like: hardware, model, workload and routing, grouped in a scenario."""

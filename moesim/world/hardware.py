@@ -1,0 +1,237 @@
+"""What may be bought or is owned: devices, nodes on offer, tiers of links and memory, and the fabric.
+
+Peak and achieved are apart: a `Device` holds datasheet peaks, its `fits` hold what was calibrated. Bandwidth is in
+one direction, per gpu, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import networkx as nx
+
+from moesim.ground.units import (
+    Bytes,
+    BytesPerSecond,
+    Dollars,
+    DollarsPerSecond,
+    FlopPerSecond,
+    Seconds,
+    Source,
+    Watts,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """One calibrated cost form: its parameters, how wrong it is, and where it may be trusted.
+
+    `shared` and `point` are standard deviations of log(measured / predicted): the part common to all shapes and the
+    part of each shape. `box` is the calibrated range of every input; a prediction outside it is flagged.
+    """
+
+    form: str
+    params: Mapping[str, float]
+    shared: float
+    point: float
+    box: Mapping[str, tuple[float, float]]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One kind of gpu (or the CPU, when that is what runs the model).
+
+    `flop_rate` is the dense peak by dtype. `processors` counts streaming multiprocessors (compute units, cores) and
+    `cache` is the last-level cache; both enter the kernel forms. `fits` is keyed "operation/dtype/kernel".
+    `interference[kind][other]` is how much a kernel of one kind slows while one of the other runs beside it.
+    """
+
+    name: str
+    memory: Bytes
+    bandwidth: BytesPerSecond
+    power: Watts
+    processors: int
+    cache: Bytes
+    flop_rate: Mapping[str, FlopPerSecond]
+    fits: Mapping[str, Fit] = field(default_factory=lambda: MappingProxyType({}))
+    interference: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """A level of the network or of memory, as costs see it.
+
+    `ranks` is how many gpus one hop can reach, counted in blocks from gpu 0 (8 on an HGX node's NVLink); a memory
+    tier (``host``, ``disk``) reaches no other gpu and has 1. `bandwidth` is per gpu in one direction, `sharers` the
+    number of gpus behind one such link (2 = two gpus on one PCIe switch port of that bandwidth).
+    """
+
+    name: str
+    ranks: int
+    bandwidth: BytesPerSecond
+    latency: Seconds
+    sharers: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Gpus in one box, with the tiers inside it from the innermost outwards, and its host memory.
+
+    `power` is what the box draws besides its gpus.
+    """
+
+    name: str
+    device: Device
+    gpus: int
+    tiers: tuple[Tier, ...]
+    host_memory: Bytes
+    power: Watts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A node type that may be had: at most how many, and at what price per gpu (0 = already owned)."""
+
+    node: Node
+    max_nodes: int
+    rent: DollarsPerSecond = 0.0
+    buy: Dollars = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """All node types on offer and the fabric that joins nodes, as tiers from the innermost outwards."""
+
+    offers: tuple[Offer, ...]
+    fabric: tuple[Tier, ...]
+
+    def offer(self, node: str) -> Offer:
+        """Return the offer of a node type by name; a plan that names another was refused at the edge."""
+        return next(offer for offer in self.offers if offer.node.name == node)
+
+
+MEMORY_TIERS = ("host", "disk")
+
+
+def network(node: Node, fabric: tuple[Tier, ...]) -> tuple[Tier, ...]:
+    """List the tiers that carry traffic between gpus, from the innermost outwards."""
+    return tuple(tier for tier in node.tiers if tier.name not in MEMORY_TIERS) + fabric
+
+
+def memory_tier(node: Node, name: str) -> Tier:
+    """Return a node's ``host`` or ``disk`` tier."""
+    return next(tier for tier in node.tiers if tier.name == name)
+
+
+def reach(node: Node, fabric: tuple[Tier, ...]) -> tuple[tuple[str, int], ...]:
+    """List (tier, gpus one hop reaches) from the innermost outwards: all of the topology that policies may see."""
+    return tuple((tier.name, tier.ranks) for tier in network(node, fabric))
+
+
+def tier_between(reaches: tuple[tuple[str, int], ...], gpu: int, other: int) -> str:
+    """Name the innermost tier that holds both gpus in one block.
+
+    Examples
+    --------
+    >>> tier_between((("nvlink", 8), ("rail", 512)), 3, 5), tier_between((("nvlink", 8), ("rail", 512)), 3, 9)
+    ('nvlink', 'rail')
+    """
+    for name, ranks in reaches:
+        if gpu // ranks == other // ranks:
+            return name
+    return reaches[-1][0]
+
+
+def graph(offer: Offer, fabric: tuple[Tier, ...], nodes: int) -> nx.Graph[str]:
+    """Draw a cluster as a graph: gpus, switches, hosts, network cards, leaves and spines.
+
+    Parameters
+    ----------
+    offer : Offer
+        The node type.
+    fabric : tuple of Tier
+        Tiers between nodes, from the innermost outwards.
+    nodes : int
+        How many nodes.
+
+    Returns
+    -------
+    networkx.Graph
+        Vertices carry ``kind`` (gpu, switch, host, disk, nic, leaf, spine) and, on gpus, ``number``. Edges carry
+        ``tier``, ``bandwidth`` (bytes per second, one direction), ``latency`` (seconds, of the whole hop) and
+        ``sharers``. `tiers` reduces the graph to the rows it was drawn from.
+    """
+    drawn: nx.Graph[str] = nx.Graph(name=offer.node.name, gpus_per_node=offer.node.gpus)
+    total = nodes * offer.node.gpus
+    for gpu in range(total):
+        drawn.add_node(f"gpu{gpu}", kind="gpu", number=gpu)
+    for tier in offer.node.tiers:
+        _draw_node_tier(drawn, tier, total, offer.node.gpus)
+    for level, tier in enumerate(fabric):
+        _draw_fabric_tier(drawn, tier, level, total)
+    return drawn
+
+
+def _draw_node_tier(drawn: nx.Graph[str], tier: Tier, total: int, gpus: int) -> None:
+    """Join each gpu to the switch of its block, or through the link it shares to its host."""
+    for gpu in range(total):
+        node = gpu // gpus
+        if tier.name in MEMORY_TIERS:
+            hub, kind = f"{tier.name}{node}", tier.name
+        else:
+            hub, kind = f"{tier.name}-switch{gpu // tier.ranks}", "switch"
+        drawn.add_node(hub, kind=kind, node=node)
+        near = f"gpu{gpu}"
+        if tier.sharers > 1:
+            port = f"{tier.name}-port{gpu // tier.sharers}"
+            drawn.add_node(port, kind="port")
+            drawn.add_edge(near, port, **_edge(tier))
+            near = port
+        drawn.add_edge(near, hub, **_edge(tier))
+
+
+def _draw_fabric_tier(drawn: nx.Graph[str], tier: Tier, level: int, total: int) -> None:
+    """Join network cards to leaves (the first fabric tier), and leaves to spines (the tiers above)."""
+    for gpu in range(total):
+        card = f"nic{gpu // tier.sharers}"
+        drawn.add_node(card, kind="nic")
+        hub = f"{tier.name}{gpu // tier.ranks}"
+        drawn.add_node(hub, kind="leaf" if level == 0 else "spine")
+        drawn.add_edge(f"gpu{gpu}", card, tier="card", bandwidth=tier.bandwidth, latency=0.0, sharers=1, ranks=1)
+        drawn.add_edge(card, hub, **_edge(tier))
+
+
+def _edge(tier: Tier) -> dict[str, Any]:
+    return {
+        "tier": tier.name,
+        "bandwidth": tier.bandwidth,
+        "latency": tier.latency,
+        "sharers": tier.sharers,
+        "ranks": tier.ranks,
+    }
+
+
+def tiers(drawn: nx.Graph[str]) -> tuple[Tier, ...]:
+    """Reduce a graph to its tiers, which is all that costs ever see; the innermost first, memory tiers too.
+
+    Bandwidth is the narrowest link of the tier and latency its longest hop, so a graph edited by hand reduces to
+    the row its slowest gpu sees.
+    """
+    rows: dict[str, Tier] = {}
+    for _, _, edge in drawn.edges(data=True):
+        name = edge["tier"]
+        if name == "card":
+            continue
+        seen = rows.get(name)
+        rows[name] = Tier(
+            name=name,
+            ranks=edge["ranks"],
+            bandwidth=min(edge["bandwidth"], seen.bandwidth if seen else edge["bandwidth"]),
+            latency=max(edge["latency"], seen.latency if seen else edge["latency"]),
+            sharers=max(edge["sharers"], seen.sharers if seen else 1),
+        )
+    return tuple(sorted(rows.values(), key=lambda tier: (tier.ranks, tier.name)))

@@ -1,0 +1,1 @@
+"""Set predictions beside published and measured runs."""
