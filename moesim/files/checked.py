@@ -8,7 +8,7 @@ name what is wrong with a record whose fields are each right (a degree that does
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ from moesim.ground.errors import Fault, InputError, UnitError, nearest
 from moesim.ground.units import EXAMPLES, Unit, parse
 
 T = TypeVar("T")
+K = TypeVar("K", str, int)
 Reader = Callable[[Tree], Any]
 Rule = Callable[[Any], Iterable[tuple[str, str, str]]]
 Readers = Mapping[Any, Reader]
@@ -28,6 +29,8 @@ Rules = Mapping[type, Rule]
 
 NEVER_ZERO = ("B/s", "FLOP/s")
 """Units in which zero has no meaning: a transfer over it would last for ever."""
+
+UNKNOWN_FIELD = "unknown field"
 
 
 def check(
@@ -53,8 +56,8 @@ def check(
         How messages name the file.
     error : type of InputError
         What to raise.
-    readers : mapping from type to function, optional
-        Fields of that type are read by the function, which raises `InputError` for what it refuses.
+    readers : mapping from type, or (dataclass, field), to function, optional
+        Fields of that type, or that field, are read by the function, which raises `InputError` for what it refuses.
     rules : mapping from dataclass to function, optional
         Faults of a record as (field, problem, remedy), looked for once its own fields are right.
     also : sequence of Fault
@@ -73,7 +76,8 @@ def check(
         made = TypeAdapter(edge.of(kind)).validate_python(tree)
     except ValidationError as flaw:
         found = [fault for detail in flaw.errors() for fault in _faults(detail, kind)]
-        raise error(file, [*also, *found]) from None
+        unknown = {fault.path for fault in found if fault.problem == UNKNOWN_FIELD}
+        raise error(file, [*(fault for fault in also if fault.path not in unknown), *found]) from None
     if also:
         raise error(file, also)
     return cast(T, made)
@@ -82,6 +86,45 @@ def check(
 def refuse(file: str, problem: str, remedy: str = "", path: str = "") -> InputError:
     """Make the error of a single fault; a reader raises it."""
     return InputError(file, [Fault(path=path, problem=problem, remedy=remedy)])
+
+
+def by_name(file: str, name: str, load: Callable[[], T]) -> T:
+    """Load something by name; that there is no such name is the fault of the file that names it."""
+    try:
+        return load()
+    except InputError as flaw:
+        if flaw.file == name:
+            raise InputError(file, flaw.faults) from None
+        raise
+
+
+def not_positive(record: object, *names: str) -> Iterator[tuple[str, str, str]]:
+    """Find the fields of a record that are zero and must not be."""
+    for name in names:
+        if getattr(record, name) <= 0:
+            yield name, "is zero", "give more than zero"
+
+
+def below(path: str, faults: Iterable[Fault]) -> list[Fault]:
+    """Move faults below a path."""
+    return [
+        Fault(path=".".join(filter(None, (path, fault.path))), problem=fault.problem, remedy=fault.remedy)
+        for fault in faults
+    ]
+
+
+def gather(file: str, items: Iterable[tuple[K, Tree]], read: Callable[[K, Tree], T]) -> dict[K, T]:
+    """Read items one after another, and raise the faults of all of them together, each below its item's key."""
+    found: dict[K, T] = {}
+    faults: list[Fault] = []
+    for key, value in items:
+        try:
+            found[key] = read(key, value)
+        except InputError as flaw:
+            faults += below(str(key), flaw.faults)
+    if faults:
+        raise InputError(file, faults)
+    return found
 
 
 class _Edge:
@@ -120,7 +163,9 @@ class _Edge:
         wanted: dict[str, Any] = {}
         for field in fields(kind):
             needed = field.default is MISSING and field.default_factory is MISSING
-            wanted[field.name] = (self.of(hints[field.name]), ... if needed else None)
+            reader = self.readers.get((kind, field.name))
+            edge = _leaf(_reading(reader, self.file)) if reader else self.of(hints[field.name])
+            wanted[field.name] = (edge, ... if needed else None)
         shape = create_model(kind.__name__, __config__=self.config, **wanted)
         return Annotated[shape, AfterValidator(self.making(kind))]
 
@@ -167,7 +212,8 @@ def _no_value() -> PydanticCustomError:
 def _wrong(value: Tree, what: str, remedy: str) -> PydanticCustomError:
     if value is None:
         return _no_value()
-    return _custom([Fault(path="", problem=f"{shown(value)} is {what}", remedy=remedy)])
+    kind = "text, " if isinstance(value, str) and what.startswith("not a ") else ""
+    return _custom([Fault(path="", problem=f"{shown(value)} is {kind}{what}", remedy=remedy)])
 
 
 def shown(value: Tree) -> str:
@@ -217,7 +263,7 @@ def _count(value: Tree) -> int:
 
 def _word(value: Tree) -> str:
     if not isinstance(value, str):
-        raise _wrong(value, "not text", "write a word; put it in quotes if it looks like a number")
+        raise _wrong(value, "not text", "put it in quotes")
     return value
 
 
@@ -252,13 +298,12 @@ def _faults(detail: ErrorDetails, kind: type) -> Iterable[Fault]:
     path = ".".join(map(str, place))
     match detail["type"]:
         case "faults":
-            for fault in detail["ctx"]["faults"]:
-                yield Fault(path=".".join(filter(None, (path, fault.path))), problem=fault.problem, remedy=fault.remedy)
+            yield from below(path, detail["ctx"]["faults"])
         case "missing":
             yield Fault(path=path, problem="is missing", remedy=_how_to_give(str(place[-1]), _at(kind, place)))
         case "extra_forbidden":
             known = [field.name for field in fields(_at(kind, place[:-1]))]
-            yield Fault(path=path, problem="unknown field", remedy=nearest(str(place[-1]), known))
+            yield Fault(path=path, problem=UNKNOWN_FIELD, remedy=nearest(str(place[-1]), known))
         case "invalid_key":
             yield Fault(path=path, problem="a field's name must be text", remedy="put it in quotes")
         case "tuple_type":

@@ -9,10 +9,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from moesim.files.checked import Readers, check, refuse
+from moesim.files.checked import Readers, by_name, check, not_positive, refuse, shown
 from moesim.files.sources import split
 from moesim.files.trees import Tree, names_under, packaged, read
-from moesim.ground.errors import Fault, InputError, ProfileError, nearest
+from moesim.ground.errors import Fault, ProfileError, nearest
 from moesim.ground.units import Source
 from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Hardware, Node, Offer, Tier
 from moesim.world.model import BITS
@@ -120,20 +120,13 @@ def _fit_faults(fit: Fit) -> Iterator[tuple[str, str, str]]:
             yield f"box.{name}", f"{low} is above {high}", "give the smallest value first"
 
 
-def not_positive(record: object, *names: str) -> Iterator[tuple[str, str, str]]:
-    """Find the fields of a record that are zero and must not be."""
-    for name in names:
-        if getattr(record, name) <= 0:
-            yield name, "is zero", "give more than zero"
-
-
 def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
     parts = split(tree, file)
     _fill_memory_tiers(parts.plain)
     devices: list[Sourced] = []
 
     def device(name: Tree) -> Device:
-        devices.append(load_profile("device", _name(name, file), folder))
+        devices.append(_named("device", name, file, folder))
         found: Device = devices[-1].profile
         return found
 
@@ -150,10 +143,10 @@ def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
     return Sourced(profile=node, sources={**parts.sources, **inner})
 
 
-def _name(value: Tree, file: str) -> str:
-    if not isinstance(value, str):
-        raise refuse(file, f"{value} is not a name", "name a built-in profile or the path of a YAML file")
-    return value
+def _named(kind: str, name: Tree, file: str, folder: Path | None) -> Sourced:
+    if not isinstance(name, str):
+        raise refuse(file, f"{shown(name)} is not a name", "name a built-in profile or the path of a YAML file")
+    return by_name(file, name, lambda: load_profile(kind, name, folder))
 
 
 def _fill_memory_tiers(tree: dict[str, Tree]) -> None:
@@ -191,7 +184,7 @@ def _fabric(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
     return Sourced(profile=fabric, sources=parts.sources)
 
 
-def read_hardware(tree: Mapping[str, Tree], file: str, folder: Path, below: str = "") -> Sourced:
+def read_hardware(tree: Tree, file: str, folder: Path) -> Sourced:
     """Read a ``hardware`` section: offers with prices, the fabric between nodes, and sources.
 
     Numbers are called ``offers.<node>.rent``, ``offers.<node>.node.device.memory``, ``fabric.<tier>.bandwidth``.
@@ -201,39 +194,27 @@ def read_hardware(tree: Mapping[str, Tree], file: str, folder: Path, below: str 
     InputError
         With every fault; paths are relative to the section, except those found in other files.
     """
+    if not isinstance(tree, Mapping):
+        raise refuse(file, f"{shown(tree)} is not a section", "give its `offers`, `fabric` and `sources`")
     parts = split(tree, file, bare=("max_nodes",))
     sources = dict(parts.sources)
 
     def node(name: Tree) -> Node:
-        found = load_profile("node", _name(name, file), folder)
+        found = _named("node", name, file, folder)
         sources.update({f"offers.{found.profile.name}.node.{path}": source for path, source in found.sources.items()})
         made: Node = found.profile
         return made
 
     def fabric(name: Tree) -> tuple[Tier, ...]:
-        found = load_profile("fabric", _name(name, file), folder)
+        found = _named("fabric", name, file, folder)
         sources.update({f"fabric.{path.removeprefix('tiers.')}": source for path, source in found.sources.items()})
         made: tuple[Tier, ...] = found.profile.tiers
         return made
 
-    readers: Readers = {Node: _by_name(node, file), tuple[Tier, ...]: _by_name(fabric, file)}
+    readers: Readers = {Node: node, tuple[Tier, ...]: fabric}
     rules = {Offer: lambda offer: not_positive(offer, "max_nodes"), Hardware: _hardware_faults}
     hardware = check(Hardware, parts.plain, file, readers=readers, rules=rules, also=parts.faults)
     return Sourced(profile=hardware, sources=sources)
-
-
-def _by_name(reader: Any, file: str) -> Any:
-    """Show an unknown name as a fault of the file that names it."""
-
-    def named(name: Tree) -> Any:
-        try:
-            return reader(name)
-        except ProfileError as flaw:
-            if flaw.file == name:
-                raise InputError(file, flaw.faults) from None
-            raise
-
-    return named
 
 
 def _hardware_faults(hardware: Hardware) -> Iterator[tuple[str, str, str]]:

@@ -40,7 +40,6 @@ def split(
     *,
     bare: Collection[str] = (),
     apart: Collection[str] = (),
-    below: str = "",
 ) -> Split:
     """Split a tree into plain values and the source of each number.
 
@@ -54,21 +53,16 @@ def split(
         Fields whose numbers are choices, not facts, and need no source.
     apart : collection of str
         Top-level sections that say in their own way where they come from; left as they are.
-    below : str
-        Dotted path of the tree in its file.
     """
     table, faults = _table(tree.get("sources", {}), file)
-    splitter = _Splitter(table, frozenset(bare), faults)
+    names = tree["sources"] if isinstance(tree.get("sources"), Mapping) else table
+    splitter = _Splitter(table, tuple(map(str, names)), frozenset(bare), faults)
     plain = {
-        name: value if name in apart else splitter.walk(value, name, name)
+        name: value if name in apart or name in bare else splitter.walk(value, name, name)
         for name, value in tree.items()
         if name != "sources"
     }
-    prefixed = tuple(
-        Fault(path=".".join(filter(None, (below, fault.path))), problem=fault.problem, remedy=fault.remedy)
-        for fault in faults
-    )
-    return Split(plain=plain, sources=splitter.found, faults=prefixed, table=table)
+    return Split(plain=plain, sources=splitter.found, faults=tuple(faults), table=table)
 
 
 def _table(tree: Tree, file: str) -> tuple[Mapping[str, Source], list[Fault]]:
@@ -86,11 +80,13 @@ def _unsupported(source: Source) -> Iterator[tuple[str, str, str]]:
 class _Splitter:
     """Walks a tree, keeping the source of each number it passes."""
 
-    def __init__(self, table: Mapping[str, Source], bare: frozenset[str], faults: list[Fault]) -> None:
-        self.table = table
+    def __init__(
+        self, table: Mapping[str, Source], names: tuple[str, ...], bare: frozenset[str], faults: list[Fault]
+    ) -> None:
+        self.table = table  # empty where a source is at fault
+        self.names = names
         self.bare = bare
         self.faults = faults
-        self.broken = bool(faults)
         self.found: dict[str, Source] = {}
 
     def walk(self, value: Tree, path: str, called: str) -> Tree:
@@ -104,7 +100,8 @@ class _Splitter:
         if isinstance(value, list):
             return [self.walk(item, f"{path}.{i}", f"{called}.{_name(item, i)}") for i, item in enumerate(value)]
         if is_number(value):
-            self.fault(path, f"{value} has no source", f"write it as {{value: {value}, from: KEY}}, with KEY in `sources`")
+            remedy = f"write it as `{{value: {value}, from: KEY}}`, with KEY in `sources`"
+            self.fault(path, f"{value} has no source", remedy)
         return value
 
     def sourced(self, pair: Mapping[str, Tree], path: str, called: str) -> Tree:
@@ -113,11 +110,14 @@ class _Splitter:
         key = pair.get("from")
         if key is None:
             self.fault(path, f"{pair['value']} has no source", "add `from: KEY`, with KEY in `sources`")
+        elif str(key) not in self.names:
+            self.fault(f"{path}.from", f"no source is called `{key}`", self.remedy(str(key)))
         elif str(key) in self.table:
             self.found[called] = self.table[str(key)]
-        elif not self.broken:
-            self.fault(f"{path}.from", f"no source is called `{key}`", nearest(str(key), self.table))
         return pair["value"]
+
+    def remedy(self, key: str) -> str:
+        return nearest(key, self.names) if self.names else f"add a section `sources` with `{key}`"
 
     def fault(self, path: str, problem: str, remedy: str) -> None:
         self.faults.append(Fault(path=path, problem=problem, remedy=remedy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from moesim.ground.errors import Fault, InputError, nearest
+from moesim.ground.errors import Fault, InputError
 
 Tree = Any
 """What a YAML or JSON file holds: mappings, lists, text, numbers, flags."""
@@ -78,12 +79,11 @@ def _text(file: Traversable, label: str, error: type[InputError]) -> str:
 
 def _neighbor(file: Traversable) -> str:
     """Suggest a file of the same folder whose name is close."""
-    folder = file.parent if isinstance(file, Path) else None
-    if folder is None or not folder.is_dir():
+    if not isinstance(file, Path) or not file.parent.is_dir():
         return "check the path"
-    beside = [entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".json")]
-    hint = nearest(file.name, beside)
-    return hint if hint.startswith("did you mean") else "check the path"
+    beside = {entry.stem: entry.name for entry in file.parent.iterdir() if entry.suffix in (".yaml", ".json")}
+    close = get_close_matches(file.stem, beside, n=1)
+    return f"did you mean `{beside[close[0]]}`?" if close else "check the path"
 
 
 def _json(text: str, label: str, error: type[InputError]) -> Tree:
@@ -114,7 +114,7 @@ _Loader.yaml_implicit_resolvers = {
 
 def _yaml(text: str, label: str, error: type[InputError]) -> Tree:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as flaw:
         mark = flaw.problem_mark or flaw.context_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Column, Columns, Sizes, column
+from moesim.passes.presence import presence
 from moesim.schedules.ops import Attend, Elementwise, Gemm, Reduce
 from moesim.world.model import (
     Attention,
@@ -54,15 +55,8 @@ class Work:
 
 
 def work(layer: Layer, model: Model, batch: Batch, cols: Columns, speculated: float) -> Work:
-    """Sum a batch over each tensor-parallel group, at this layer's number of tokens per input token.
-
-    An encoder sees prompts only; a decoder behind an encoder sees answers only, except in training, where the answer
-    is as long as the prompt.
-    """
-    encoder_only = layer.part == "encoder"
-    answers_only = model.encoder_decoder and not encoder_only and not batch.backward
-    prefill = 0.0 if answers_only else layer.tokens
-    decode = 0.0 if encoder_only else layer.tokens
+    """Sum what this layer sees of a batch over each tensor-parallel group."""
+    prefill, decode = presence(layer, model, backward=batch.backward)
     new = cols.group_sum(batch.prefill * prefill)
     decoded = cols.group_sum(batch.decode * decode)
     return Work(

@@ -104,7 +104,7 @@ def _plan_mixture(
     layout: Layout,
     routed: Routed,
     cell: int,
-    tokens: Float[np.ndarray, "draw rank"],
+    tokens: Float[np.ndarray, "#draw #rank"],
     folded: bool,
     topology: Topology,
 ) -> Mixture:
@@ -141,7 +141,7 @@ def _gate(
     pool: Pool,
     counts: Shaped[np.ndarray, "draw rank expert"],
     capacity: Shaped[np.ndarray, "expert"],
-    tokens: Float[np.ndarray, "draw rank"],
+    tokens: Float[np.ndarray, "#draw #rank"],
 ) -> Gated:
     gating: Gating = make("gating", pool.policy("gating"))
     return gating(counts, capacity, np.broadcast_to(tokens, counts.shape[:-1]))
@@ -153,10 +153,10 @@ def _exchanges(
     pool: Pool,
     layout: Layout,
     routed: Routed,
-    counts: Shaped[np.ndarray, "draw block rank expert"],
+    counts: Shaped[np.ndarray, "draw block member expert"],
     totals: Int[np.ndarray, "slot draw block"],
     expert_of_slot: Int[np.ndarray, "draw slot"],
-    tokens: Float[np.ndarray, "draw rank"],
+    tokens: Float[np.ndarray, "#draw #rank"],
     gated: Gated,
     topology: Topology,
 ) -> tuple[tuple[Phase, ...], tuple[Phase, ...], tuple[Phase, ...]]:
@@ -194,7 +194,7 @@ def _element(pool: Pool, direction: str) -> float:
 
 def _owners(
     layout: Layout, etp: int, block: int, blocks: int
-) -> tuple[Int[np.ndarray, "slot copies"], Bool[np.ndarray, "slot rank"]]:
+) -> tuple[Int[np.ndarray, "target copies"], Bool[np.ndarray, "target rank"]]:
     """Number the ranks that own each slot of every block, and say which ranks may send to it."""
     base = layout.rank_of_slot[:, None] * etp + np.arange(etp)
     owners = np.concatenate([base + number * block for number in range(blocks)])
@@ -203,12 +203,12 @@ def _owners(
 
 
 def _block_rows(
-    counts: Shaped[np.ndarray, "draw block rank expert"],
+    counts: Shaped[np.ndarray, "draw block member expert"],
     totals: Int[np.ndarray, "slot draw block"],
     expert_of_slot: Int[np.ndarray, "draw slot"],
     owner: Int[np.ndarray, "slot"],
     gpus_per_node: int,
-) -> Shaped[np.ndarray, "slot draw rank"]:
+) -> Shaped[np.ndarray, "target draw source"]:
     """Rows from every rank of a stage to every slot of its own block; slots of other blocks get none."""
     draws, blocks, size, _ = counts.shape
     slots = totals.shape[0]

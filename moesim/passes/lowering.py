@@ -21,6 +21,7 @@ from moesim.passes.exchanges import Mixture, Routed, Topology, mixture
 from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
 from moesim.passes.mixture import add_dense, add_mixture
+from moesim.passes.presence import kind_of
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
@@ -39,6 +40,8 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
 
     `tokens` is the home tokens per rank that capacities are sized for.
     """
+    if not scenario.model.moe_layers:
+        return _no_experts()
     moe = scenario.model.moe(scenario.model.moe_layers[0])
     node = scenario.hardware.offer(pool.node).node
     p = pool.parallel
@@ -60,8 +63,23 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     )
 
 
+def _no_experts() -> Layout:
+    """Return the layout of a dense model."""
+    none = np.zeros((0, 0), int)
+    flat = np.zeros(0, int)
+    return Layout(
+        expert_of_slot=none, rank_of_slot=flat, capacity=none, resident=none > 0, r=flat, degree=flat, alltoall=()
+    )
+
+
 def draw_routing(
-    routing: Routing, layout: Layout, pool: Pool, tokens: float, *, draws: int, reach: Sequence[int], seed: int
+    routing: Routing,
+    pool: Pool,
+    tokens: Sequence[float],
+    distinct: Mapping[int, float],
+    *,
+    draws: int,
+    seed: int,
 ) -> Routed:
     """Draw routing for a folded pass: each draw from one MoE layer, one expert block standing for all.
 
@@ -70,34 +88,35 @@ def draw_routing(
 
     Parameters
     ----------
-    tokens : home tokens per rank
+    tokens : home tokens per rank, for each of the model's `mixture_kinds`
+    distinct : what `distinct_blocks` says of the pool's layout
     draws : how many
-    reach : ranks per block for which to count distinct blocks per token (1: ranks)
     """
     block = pool.parallel.ep * pool.parallel.etp
-    total = np.array([max(1, round(tokens * block))])
     rng = stream(seed, "routing")
     layers = (np.arange(draws) * routing.layers + routing.layers // 2) // draws % routing.layers
     rounds = -(-draws // routing.layers)
-    drawn = np.concatenate([routing.draw(total, turn, rng) for turn in range(rounds)])
-    counts = drawn[layers + np.arange(draws) % rounds * routing.layers]
+    place = layers + np.arange(draws) % rounds * routing.layers
+    counts = []
+    for each in tokens:
+        total = np.array([round(each * block)])
+        counts.append(np.concatenate([routing.draw(total, turn, rng) for turn in range(rounds)])[place])
     return Routed(
-        counts=(counts / block)[:, None],
-        layer_of=layers[:, None],
-        distinct=distinct_blocks(routing, layout, pool, reach),
+        counts=np.stack(counts, axis=1) / block,
+        layer_of=np.repeat(layers[:, None], len(tokens), axis=1),
+        distinct=distinct,
     )
 
 
-def distinct_blocks(routing: Routing, layout: Layout, pool: Pool, reach: Sequence[int]) -> Mapping[int, float]:
-    """Mean number of different blocks of ranks that one token's experts live in, by ranks per block."""
-    policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
-    if not policy.uses_distinct:
-        return {}
-    etp = pool.parallel.etp
-    first_slot = np.argsort(layout.expert_of_slot[0], kind="stable")
-    _, place = np.unique(layout.expert_of_slot[0][first_slot], return_index=True)
-    rank_of_expert = layout.rank_of_slot[first_slot[place]] * etp
-    return {ranks: float(routing.distinct(rank_of_expert // ranks).mean()) for ranks in (1, *reach)}
+def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[int]) -> Mapping[int, float]:
+    """Mean number of different blocks of ranks that one token's experts live in, by ranks per block.
+
+    An expert with copies counts where its first copy lives. The first MoE layer's placement stands for all.
+    """
+    slots = layout.expert_of_slot[0]
+    _, first = np.unique(slots, return_index=True)
+    rank_of_expert = layout.rank_of_slot[first] * etp
+    return {size: float(routing.distinct(rank_of_expert // size).mean()) for size in (1, *sizes)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -235,9 +254,11 @@ def _layer_block(setting: _Setting, number: int, cache: _Cache) -> tuple[Schedul
 
 
 def _cell(setting: _Setting, number: int) -> int:
-    """Layer cell of the drawn counts for a layer: its own, or the one that stands for all."""
-    cells = setting.routed[0].counts.shape[1]
-    return min(sum(layer < number for layer in setting.model.moe_layers), cells - 1)
+    """Layer cell of the drawn counts for a layer: its own, or the one that stands for its kind."""
+    model, cells = setting.model, setting.routed[0].counts.shape[1]
+    if cells == len(model.moe_layers):
+        return min(sum(layer < number for layer in model.moe_layers), cells - 1)
+    return kind_of(model.layers[min(number, len(model.layers) - 1)], model)
 
 
 def _chain(setting: _Setting, layer: int = 0) -> Chain:

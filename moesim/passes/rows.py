@@ -50,23 +50,13 @@ def source_rows(
 
     Totals per copy are given (`slot_totals`), so this moves only who goes where.
     """
-    draws, _, experts = counts.shape
-    rows = np.zeros((totals.shape[0], draws, counts.shape[1]), counts.dtype)
-    for draw in range(draws):
-        slots_of = _slots_by_expert(expert_of_slot[draw], experts)
-        single = np.array([slots[0] for slots in slots_of if len(slots) == 1], dtype=int)
-        rows[single, draw] = counts[draw][:, expert_of_slot[draw][single]].T
-        for expert, slots in enumerate(slots_of):
-            if len(slots) > 1:
-                rows[slots, draw] = _fill(
-                    counts[draw][:, expert], totals[slots, draw], node_of_rank, node_of_slot[slots]
-                )
+    rows = np.moveaxis(np.take_along_axis(counts, expert_of_slot[:, None, :], axis=-1), -1, 0)
+    copies, turn = _copies(expert_of_slot, counts.shape[-1])
+    for draw, first in np.argwhere((copies > 1) & (turn == 0)):
+        slots = np.flatnonzero(expert_of_slot[draw] == expert_of_slot[draw, first])
+        sent = counts[draw, :, expert_of_slot[draw, first]]
+        rows[slots, draw] = _fill(sent, totals[slots, draw], node_of_rank, node_of_slot[slots])
     return rows
-
-
-def _slots_by_expert(expert_of_slot: Int[np.ndarray, "slot"], experts: int) -> list[Int[np.ndarray, "copy"]]:
-    order = np.argsort(expert_of_slot, kind="stable")
-    return np.split(order, np.searchsorted(expert_of_slot[order], np.arange(1, experts)))
 
 
 def _fill(

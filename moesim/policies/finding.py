@@ -6,6 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -18,6 +19,7 @@ from moesim.plans.plan import Policy
 _HOME = "moesim.policies"
 
 
+@cache
 def kinds() -> tuple[str, ...]:
     """List the kinds of policy: the folders beside this file.
 
@@ -120,8 +122,11 @@ def make(kind: str, policy: Policy, folders: Sequence[Path] = ()) -> Any:
 
 def settings(found: Any) -> Mapping[str, Any]:
     """List a policy's settings with their types; a plain function has none."""
-    if not isinstance(found, type):
-        return {}
+    return _hints(found) if isinstance(found, type) else {}
+
+
+@cache
+def _hints(found: type) -> Mapping[str, Any]:
     hints = get_type_hints(found)
     return {field.name: hints[field.name] for field in fields(found)}
 
@@ -131,6 +136,7 @@ def _listed(folders: Sequence[str]) -> list[str]:
     return [info.name for info in found if not info.ispkg and not info.name.startswith("_")]
 
 
+@cache  # a search makes policies by the thousand, and moesim's own do not change
 def _own(kind: str) -> list[str]:
     if kind not in kinds():
         raise PolicyError(f"no kind of policy `{kind}`; {nearest(kind, kinds())}")

@@ -10,7 +10,7 @@ policy can time anything. `changes_model` marks one that changes what the model 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -22,6 +22,7 @@ from moesim.schedules.schedule import Schedule
 Counts = Shaped[np.ndarray, "*#lead rank expert"]
 
 
+@runtime_checkable
 class Placement(Protocol):
     """Decide which expert each slot holds."""
 
@@ -67,6 +68,7 @@ class Gated:
     sizes: bool
 
 
+@runtime_checkable
 class Gating(Protocol):
     """Turn drawn counts into rows to compute."""
 
@@ -98,6 +100,7 @@ class Phase:
     stream: str
 
 
+@runtime_checkable
 class AllToAllPolicy(Protocol):
     """Turn an exchange into phases; `replicated` marks the one that keeps tokens in place and sends nothing."""
 
@@ -120,6 +123,7 @@ class AllToAllPolicy(Protocol):
         ...
 
 
+@runtime_checkable
 class Overlap(Protocol):
     """Rearrange a schedule so that communication hides behind computation."""
 
@@ -140,6 +144,7 @@ class Overlap(Protocol):
         ...
 
 
+@runtime_checkable
 class Buffering(Protocol):
     """Decide how many expert slots per MoE layer and rank are resident on the gpu."""
 
@@ -148,6 +153,7 @@ class Buffering(Protocol):
         ...
 
 
+@runtime_checkable
 class Batching(Protocol):
     """Settings of the batch a replica works on."""
 
@@ -164,6 +170,11 @@ class Batching(Protocol):
     @property
     def speculated(self) -> int:
         """Draft tokens verified per sequence and step, beside the one that is certain."""
+        ...
+
+    @property
+    def emitted(self) -> float:
+        """Output tokens per sequence and step: the certain one, and the drafts that prove right on average."""
         ...
 
     @property

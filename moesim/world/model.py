@@ -140,8 +140,8 @@ class Model:
 
     `vocab` is the size of the embedding and of the head (0: none), `tied` whether they are one matrix. `mtp` counts
     multi-token-prediction modules; they draft tokens when a plan speculates and are in no parameter count.
-    `dtype_of` names the storage format of each class of tensors: experts, dense (attention, shared experts and
-    dense layers alike), embedding, kv. `others` counts parameters outside layers, embedding and head.
+    `dtype_of` names the storage format of each class of tensors: experts, attention, dense (shared experts and dense
+    layers), embedding, kv. `others` counts parameters outside layers, embedding and head.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -46,7 +47,7 @@ def joining(ranks: int, blocks: tuple[int, ...]) -> Float[np.ndarray, "tier owne
     inside = [rank[:, None] == rank]
     inside += [rank[:, None] // block == rank // block for block in blocks[:-1]]
     inside.append(np.ones((ranks, ranks), dtype=bool))
-    marks = np.stack([outer & ~inner for inner, outer in zip(inside, inside[1:], strict=False)]).astype(float)
+    marks = np.stack([outer & ~inner for inner, outer in pairwise(inside)]).astype(float)
     marks.flags.writeable = False
     return marks
 
@@ -57,7 +58,9 @@ def joining_nodes(ranks: int, reach: Reach) -> Float[np.ndarray, "tier owner sou
     return joining(ranks, tuple(block for _, block in reach))[1:, ::node, ::node]
 
 
-def messages(peers: Float[np.ndarray, "tier rank"], like: Shaped[np.ndarray, "tier ..."]) -> Float[np.ndarray, "tier ..."]:
+def messages(
+    peers: Float[np.ndarray, "tier rank"], like: Shaped[np.ndarray, "tier ..."]
+) -> Float[np.ndarray, "tier ..."]:
     """Give counts of peers the axes of an array of bytes, one column where all ranks have equally many."""
     columns = peers[:, :1] if np.all(peers == peers[:, :1]) else peers
     return columns.reshape(len(columns), *[1] * (like.ndim - 2), -1)

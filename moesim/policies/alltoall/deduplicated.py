@@ -38,7 +38,8 @@ class Deduplicated:
         # Axes: (b, i) owner's node and place, (a, j) source's; the token lands on (b, j) and is handed on to (b, i).
         rows = rows_by_node(op, node)
         tokens = _by_node(op.tokens, op.ranks, node)
-        to_nodes = _once(np.einsum("bi...aj->b...aj", rows), tokens, op.distinct[node], (0,))
+        nodes_touched = op.distinct[node] if node < op.ranks else 1.0
+        to_nodes = _once(np.einsum("bi...aj->b...aj", rows), tokens, nodes_touched, (0,))
         to_ranks = _once(rows, tokens, op.distinct[1], (0, 1))
         marks = joining_nodes(op.ranks, reach)
         other = 1.0 - np.eye(node)
@@ -70,11 +71,13 @@ def _once(
 ) -> Float[np.ndarray, "..."]:
     """Scale a source's rows per block down so that they add up to its tokens times the blocks one of them touches."""
     total = rows.sum(axis=blocks)
-    share = np.divide(tokens * distinct, total, out=np.zeros(np.broadcast_shapes(tokens.shape, total.shape)), where=total > 0)
-    return np.minimum(rows * np.minimum(share, 1.0), tokens)
+    share = np.divide(
+        tokens * distinct, total, out=np.zeros(np.broadcast_shapes(tokens.shape, total.shape)), where=total > 0
+    )
+    return np.asarray(np.minimum(rows * np.minimum(share, 1.0), tokens))
 
 
-def _stacked(inner: Float[np.ndarray, "..."], outer: Float[np.ndarray, "tier ..."]) -> Float[np.ndarray, "tier ..."]:
+def _stacked(inner: Float[np.ndarray, "..."], outer: Float[np.ndarray, "outer ..."]) -> Float[np.ndarray, "tier ..."]:
     """Put the node's own tier before the others, and join node and place into ranks."""
     stacked = np.concatenate([inner[None], outer])
     return stacked.reshape(*stacked.shape[:-2], -1)

@@ -16,8 +16,8 @@ from moesim.schedules.ops import AllToAll, Exchange
 class Linear:
     """Post one message to each other rank, over the innermost tier that joins the two.
 
-    NCCL's and Tutel's plain algorithm (Tutel, section 3.4). A rank's rows for itself cost nothing; a peer that gets
-    no rows still gets its message.
+    NCCL's plain algorithm, and the one that Tutel starts from (Hwang et al., "Tutel", MLSys 2023). A rank's rows for
+    itself cost nothing; a peer that gets no rows still gets its message.
     """
 
     replicated: ClassVar[bool] = False

@@ -18,10 +18,10 @@ from moesim.schedules.ops import AllToAll, Elementwise, Exchange
 class TwoDimensional:
     """Gather on each rank what its whole node sends along its rail, then exchange along the rail alone.
 
-    Tutel, section 3.4 and figure 13: n - 1 messages of S / n become m - 1 of S / m inside a node of m gpus and
-    n / m - 1 of m S / n between nodes. Bytes between nodes stay what they were; those inside grow, and two strided
-    copies (reading and writing S each) put chunks side by side before either exchange. Coming back, the phases run in
-    mirrored order.
+    Hwang et al., "Tutel", MLSys 2023, 2DH all-to-all: n - 1 messages of S / n become m - 1 of S / m inside a node of m
+    gpus and n / m - 1 of m S / n between nodes. Bytes between nodes stay what they were; those inside grow, and two
+    strided copies (reading and writing S each) put chunks side by side before either exchange. Coming back, the phases
+    run in mirrored order.
     """
 
     replicated: ClassVar[bool] = False

@@ -1,21 +1,62 @@
-"""What every batching policy's settings must satisfy."""
+"""What batching policies' settings must satisfy, and what follows from them."""
 
 from __future__ import annotations
 
-from moesim.policies.protocols import Batching
+from typing import Protocol, runtime_checkable
 
 
-def check(batching: Batching) -> None:
+@runtime_checkable
+class Settings(Protocol):
+    """Settings that every batching policy has."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most sequences that decode together."""
+        ...
+
+    @property
+    def speculated(self) -> int:
+        """Draft tokens verified per sequence and step."""
+        ...
+
+    @property
+    def acceptance(self) -> float:
+        """Chance that a draft token is right, given that those before it were."""
+        ...
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes with a compiled graph."""
+        ...
+
+
+def check(settings: Settings) -> None:
     """Refuse settings out of range.
 
     Raises
     ------
     ValueError
-        A size is not positive, or the buckets do not ascend.
+        A size is not positive, drafts come without their chance of being right, or the buckets do not ascend.
     """
-    if batching.max_batch < 1:
-        raise ValueError(f"max_batch = {batching.max_batch}; give at least 1")
-    if batching.speculated < 0:
-        raise ValueError(f"speculated = {batching.speculated}; give 0 or more")
-    if list(batching.buckets) != sorted({size for size in batching.buckets if size > 0}):
-        raise ValueError(f"buckets = {batching.buckets}; give positive sizes in ascending order")
+    if settings.max_batch < 1:
+        raise ValueError(f"max_batch = {settings.max_batch}; give at least 1")
+    if settings.speculated < 0:
+        raise ValueError(f"speculated = {settings.speculated}; give 0 or more")
+    if not 0 <= settings.acceptance < 1 or (settings.speculated > 0 and settings.acceptance == 0):
+        raise ValueError(
+            f"acceptance = {settings.acceptance} with speculated = {settings.speculated};"
+            " give the chance that a draft token is right, above 0 and below 1"
+        )
+    if list(settings.buckets) != sorted({size for size in settings.buckets if size > 0}):
+        raise ValueError(f"buckets = {settings.buckets}; give positive sizes in ascending order")
+
+
+def emitted_tokens(speculated: int, acceptance: float) -> float:
+    """Mean tokens out of one verification: 1 + a + a^2 + ... (Leviathan et al., ICML 2023, equation 1).
+
+    Examples
+    --------
+    >>> emitted_tokens(0, 0.0), emitted_tokens(2, 0.5)
+    (1.0, 1.75)
+    """
+    return sum(acceptance**draft for draft in range(1, speculated + 1)) + 1.0

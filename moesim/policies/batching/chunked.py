@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.policies.batching._settings import check
+from moesim.policies.batching._settings import check, emitted_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +16,14 @@ class Chunked:
     max_batch : most sequences that decode together
     budget : most new tokens in one step, decoded ones included
     speculated : draft tokens verified per sequence and step
+    acceptance : chance that a draft token is right, given that those before it were
     buckets : batch sizes with a compiled graph; empty: any size
     """
 
     max_batch: int = 256
     budget: int = 8192
     speculated: int = 0
+    acceptance: float = 0.0
     buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -29,7 +31,14 @@ class Chunked:
         check(self)
         if self.budget < self.max_batch * (1 + self.speculated):
             needed = self.max_batch * (1 + self.speculated)
-            raise ValueError(f"budget = {self.budget} has no room for {needed} decoded tokens a step; give at least that")
+            raise ValueError(
+                f"budget = {self.budget} has no room for {needed} decoded tokens a step; give at least that"
+            )
+
+    @property
+    def emitted(self) -> float:
+        """Output tokens per sequence and step."""
+        return emitted_tokens(self.speculated, self.acceptance)
 
 
 policy = Chunked

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moesim.plans.layout import NO_LIMIT
-from moesim.policies.batching._settings import check
+from moesim.policies.batching._settings import check, emitted_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,7 @@ class Continuous:
     ----------
     max_batch : most sequences that decode together
     speculated : draft tokens verified per sequence and step
+    acceptance : chance that a draft token is right, given that those before it were
     buckets : batch sizes with a compiled graph; empty: any size
     """
 
@@ -24,11 +25,17 @@ class Continuous:
 
     max_batch: int = 256
     speculated: int = 0
+    acceptance: float = 0.0
     buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         check(self)
+
+    @property
+    def emitted(self) -> float:
+        """Output tokens per sequence and step."""
+        return emitted_tokens(self.speculated, self.acceptance)
 
 
 policy = Continuous

@@ -16,7 +16,8 @@ from moesim.policies.protocols import Counts, Gated
 class Dynamic:
     """Compute exactly the rows that were routed; their counts travel first, in a small all-to-all.
 
-    Huang et al., "Towards MoE deployment" (2023), section V: argsort, bincount and gather replace the dispatch mask.
+    Huang et al., "Towards MoE deployment" (2023), dynamic gating: argsort, bincount and gather replace the dispatch
+    mask.
     """
 
     changes_model: ClassVar[bool] = False

@@ -20,10 +20,11 @@ class Static:
 
     Attributes
     ----------
-    factor : Tutel's f, relative to an even spread: C = ceil(topk f T / E) for T tokens (Tutel, section 2.1)
+    factor : Tutel's f, relative to an even spread: C = ceil(topk f T / E) for T tokens (Hwang et al., "Tutel",
+        MLSys 2023)
     fraction : share of the rank's tokens instead: C = ceil(fraction T), as fairseq does in evaluation (Huang et al.,
-        section II); it computes E fraction / topk times the rows that were routed. 0: `factor` decides
-    sparse : Tutel's fast encode and decode, which gather rows and build no mask (Tutel, section 3.3)
+        static gating); it computes E fraction / topk times the rows that were routed. 0: `factor` decides
+    sparse : Tutel's fast encode and decode, which gather rows and build no mask
     """
 
     EVEN: ClassVar[float] = 1.0
@@ -35,7 +36,9 @@ class Static:
     def __post_init__(self) -> None:
         """Check that one rule sets a positive capacity."""
         if self.fraction < 0 or self.factor <= 0:
-            raise ValueError(f"factor = {self.factor} and fraction = {self.fraction} must be positive (fraction may be 0)")
+            raise ValueError(
+                f"factor = {self.factor} and fraction = {self.fraction} must be positive (fraction may be 0)"
+            )
         if self.fraction > 0 and self.factor != self.EVEN:
             raise ValueError(f"factor = {self.factor} and fraction = {self.fraction} are two rules; give one of them")
 

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Greedy:
-    """Balance the mean load of the ranks, equally many slots each (Huang et al., section VII).
+    """Balance the mean load of the ranks, equally many slots each.
 
-    Extra slots first copy, one after another, the expert with the largest load per copy; a copy carries its share.
+    Huang et al., "Towards MoE deployment" (2023), load balancing. Extra slots first copy, one after
+    another, the expert with the largest load per copy; a copy carries its share.
 
     Attributes
     ----------

@@ -1,0 +1,82 @@
+"""The command line: load, call one library function, show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+app = App(name="moesim", help="Plan and simulate mixture-of-experts deployments.")
+
+MET, MISSED, BAD_INPUT = 0, 1, 2
+"""Exit codes: every target is met; none can be met; the input is wrong."""
+
+
+@app.command
+def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
+    """Rank every plan of a scenario's space and show the best.
+
+    Parameters
+    ----------
+    scenario
+        A scenario file.
+    seed
+        Seed of the routing draws.
+    json
+        Print JSON for a pipe instead of tables.
+    """
+    from moesim.files.yaml import load_study
+    from moesim.search.optimization import optimize as search
+    from moesim.views.tables import ranking_json, show_ranking
+
+    study = load_study(scenario)
+    ranking = search(study.scenario, study.space, goal=study.goal, seed=seed)
+    if json:
+        print(ranking_json(ranking))
+    else:
+        show_ranking(study.scenario.name, ranking)
+    return MET if ranking.meets else MISSED
+
+
+@app.command
+def estimate(scenario: Path, plan: Path, /, *, seed: int = 0, json: bool = False) -> int:
+    """Estimate one plan: step time by named parts, memory by item, verdict.
+
+    Parameters
+    ----------
+    scenario
+        A scenario file.
+    plan
+        A plan file.
+    seed
+        Seed of the routing draws.
+    json
+        Print JSON for a pipe instead of tables.
+    """
+    from moesim.deployments.estimation import estimate as run
+    from moesim.files.yaml import load_plan, load_scenario
+    from moesim.views.tables import result_json, show_result
+
+    world = load_scenario(scenario)
+    result = run(world, load_plan(plan, world), seed=seed)
+    if json:
+        print(result_json(result))
+    else:
+        show_result(result)
+    return MET if result.verdict.good else MISSED
+
+
+def main() -> None:
+    """Run a command; an input's fault is printed without a traceback and exits with 2."""
+    from moesim.ground.errors import MoesimError
+
+    try:
+        sys.exit(app())
+    except MoesimError as fault:
+        print(f"moesim: {fault}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

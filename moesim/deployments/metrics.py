@@ -1,0 +1,51 @@
+"""The fixed vocabulary of metrics: each with its unit, its better side and its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric's unit, whether less of it is better, and what it means."""
+
+    unit: str
+    less_is_better: bool
+    meaning: str
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "price_per_token": Metric(
+            unit="USD/tokens", less_is_better=True, meaning="price rate of all nodes, spares too, over output tokens/s"
+        ),
+        "price": Metric(unit="USD/s", less_is_better=True, meaning="price rate of all nodes, spares too"),
+        "gpus": Metric(unit="", less_is_better=True, meaning="gpus of all nodes"),
+        "throughput": Metric(unit="tokens/s", less_is_better=False, meaning="output tokens per second at full batch"),
+        "throughput_per_gpu": Metric(unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"),
+        "ttft": Metric(
+            unit="s", less_is_better=True, meaning="mean time to the first token, prefill and half a step; no queue"
+        ),
+        "tpot": Metric(unit="s", less_is_better=True, meaning="mean time per output token after the first"),
+        "step": Metric(unit="s", less_is_better=True, meaning="one pass through all stages, or one optimizer step"),
+        "mfu": Metric(unit="", less_is_better=False, meaning="work of active parameters over dense peak"),
+        "imbalance": Metric(unit="", less_is_better=True, meaning="largest over mean expert rows of a rank"),
+        "memory_headroom": Metric(unit="B", less_is_better=False, meaning="free bytes on the fullest rank"),
+    }
+)
+"""Definitions follow the project's metric table; every output prints them beside its numbers."""
+
+PERCENTILES = ("mean", "p50", "p90", "p99")
+
+
+def base_metric(name: str) -> str:
+    """Strip a percentile from a metric's name.
+
+    Examples
+    --------
+    >>> base_metric("ttft.p99")
+    'ttft'
+    """
+    return name.split(".", 1)[0]

@@ -1,0 +1,181 @@
+"""Step times of many pools at once: plans of one structure are lowered, priced and run together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from moesim.deployments.arrangements import Arrangements
+from moesim.deployments.operation import Operation, batch_share, operation
+from moesim.ground.errors import PolicyError
+from moesim.ground.units import SourceKind, weakest
+from moesim.passes.columns import stage_layers, structure
+from moesim.passes.footprint import Memory, footprint
+from moesim.passes.lowering import halves_wanted, lower
+from moesim.passes.presence import home_tokens, mixture_kinds
+from moesim.passes.timeline import makespan
+from moesim.plans.plan import Pool
+from moesim.schedules.costs.pricing import grounds, price
+from moesim.schedules.schedule import Priced, Schedule
+from moesim.world.scenario import Scenario
+
+DRAWS = 8
+"""Routing draws an estimate averages over; each from another layer of the model."""
+
+BLOCK = 64
+"""Plans of one structure estimated at a time, so that a task's array stays within the processor's cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Estimates:
+    """What estimating many pools gives, one number per pool.
+
+    `step` is the time in which every sequence in flight gets its next token: a microbatch's pass through the slowest
+    stage, times the stages; NaN where the pool does not fit or was refused. `refused` says why ("" where it was not).
+    """
+
+    operation: Operation
+    memory: Memory
+    step: Float[np.ndarray, "plan"]
+    refused: tuple[str, ...]
+    source: SourceKind
+    outside: tuple[str, ...]
+
+
+def estimate_pools(scenario: Scenario, pools: Sequence[Pool], *, seed: int = 0, draws: int = DRAWS) -> Estimates:
+    """Estimate the step time of many pools at their full batch.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The world.
+    pools : sequence of Pool
+        Any mixture of structures.
+    seed : int
+        Seed of the routing draws; equal for all pools, so that their differences are theirs.
+    draws : int
+        Routing draws to average over.
+    """
+    point = operation(scenario.workload, pools)
+    memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.tokens)
+    run = Run(scenario=scenario, point=point, arrangements=Arrangements(scenario=scenario, seed=seed, draws=draws))
+    step = np.full(len(pools), np.nan)
+    refused = [""] * len(pools)
+    kinds: set[SourceKind] = set()
+    outside: set[str] = set()
+    for group in _structures(scenario, pools, memory.fits):
+        for block in (group[i : i + BLOCK] for i in range(0, len(group), BLOCK)):
+            for part, times in run.parts(pools, block):
+                if isinstance(times, PolicyError):
+                    refused[part[0]] = str(times)
+                    continue
+                step[part] = times.step
+                kinds.add(times.source)
+                outside.update(times.outside)
+    return Estimates(
+        operation=point,
+        memory=memory,
+        step=step,
+        refused=tuple(refused),
+        source=weakest(tuple(kinds)),
+        outside=tuple(sorted(outside)),
+    )
+
+
+def _structures(scenario: Scenario, pools: Sequence[Pool], fits: Bool[np.ndarray, "plan"]) -> list[list[int]]:
+    """Group the pools that fit by structure, in order of first appearance."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, pool in enumerate(pools):
+        if fits[index]:
+            node = scenario.hardware.offer(pool.node).node
+            groups.setdefault(structure(pool, node, scenario.hardware.fabric), []).append(index)
+    return list(groups.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Times:
+    """Step time of a block of plans, and what it rests on."""
+
+    step: Float[np.ndarray, "plan"]
+    source: SourceKind
+    outside: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """One call's scenario, operating points and shared layouts."""
+
+    scenario: Scenario
+    point: Operation
+    arrangements: Arrangements
+
+    def parts(
+        self, pools: Sequence[Pool], block: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], _Times | PolicyError]]:
+        """Estimate a block; where a policy refuses one of its plans, each plan alone."""
+        try:
+            yield block, self.block(pools, block)
+        except PolicyError as refusal:
+            if len(block) == 1:
+                yield block, refusal
+            else:
+                for index in block:
+                    yield from self.parts(pools, [index])
+
+    def block(self, pools: Sequence[Pool], block: Sequence[int]) -> _Times:
+        """Estimate plans of one structure: the slowest stage's pass, times the stages, plus the host's own time."""
+        chosen = [pools[index] for index in block]
+        first = chosen[0]
+        node = self.scenario.hardware.offer(first.node).node
+        fabric = self.scenario.hardware.fabric
+        slowest = np.zeros(len(chosen))
+        kinds: set[SourceKind] = set()
+        outside: set[str] = set()
+        for stage in unlike_stages(self.scenario, first):
+            schedules = self.stage(chosen, block, stage)
+            times = [mean_pass(price(schedule, node, fabric), len(chosen)) for schedule in schedules]
+            slowest = np.maximum(slowest, np.min(times, axis=0))
+            ground = grounds(schedules[0], node, fabric)
+            kinds.add(ground.weakest)
+            outside.update(ground.outside)
+        host = self.scenario.frameworks[first.framework].step
+        return _Times(
+            step=slowest * first.parallel.pp + host, source=weakest(tuple(kinds)), outside=tuple(sorted(outside))
+        )
+
+    def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int) -> tuple[Schedule, ...]:
+        """Lower one stage of plans of one structure, at their operating points."""
+        halves = halves_wanted(pools[0])
+        batch = batch_share(self.scenario.workload, pools, self.point.take(block), 1 / halves)
+        model = self.scenario.model
+        kinds = [home_tokens(layer, model, batch)[:, 0, 0] for layer in mixture_kinds(model)]
+        layouts = [
+            self.arrangements.layout(pool, each) for pool, each in zip(pools, batch.tokens[:, 0, 0], strict=True)
+        ]
+        routed = [
+            [
+                self.arrangements.routed(pool, [float(kind[index]) for kind in kinds], half)
+                for index, pool in enumerate(pools)
+            ]
+            for half in range(halves)
+        ]
+        return lower(self.scenario, pools, stage, layouts, [batch] * halves, routed)
+
+
+def unlike_stages(scenario: Scenario, pool: Pool) -> tuple[int, ...]:
+    """List pipeline stages that differ: the first, the last, and one of each run of equal layers between."""
+    pp, model = pool.parallel.pp, scenario.model
+    seen: dict[Hashable, int] = {}
+    for stage in range(pp):
+        layers = tuple(model.layers[number] for number in stage_layers(model, pp, stage))
+        seen.setdefault((layers, stage == 0, stage == pp - 1), stage)
+    return tuple(seen.values())
+
+
+def mean_pass(priced: Priced, plans: int) -> Float[np.ndarray, "plan"]:
+    """Mean over routing draws of the time from a pass's start to its last task's end, per plan."""
+    spans = makespan(priced)
+    return np.broadcast_to(spans, (plans, *spans.shape[1:])).reshape(plans, -1).mean(axis=1)

@@ -1,0 +1,52 @@
+"""Tidy tables of one estimated plan: where the time goes, where the memory goes, and every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from moesim.passes.footprint import Memory
+from moesim.schedules.schedule import Records, Schedule
+
+
+def with_units(table: pd.DataFrame, units: Mapping[str, str]) -> pd.DataFrame:
+    """Attach units by column."""
+    table.attrs["units"] = dict(units)
+    return table
+
+
+def breakdown_table(parts: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
+    """List the named parts of a pass: busy time, exposed time (they add up to the pass) and what was hidden."""
+    rows = [
+        {"part": name, "busy": busy, "exposed": exposed, "hidden": max(busy - exposed, 0.0)}
+        for name, (busy, exposed) in sorted(parts.items(), key=lambda item: -item[1][1])
+    ]
+    table = pd.DataFrame(rows, columns=["part", "busy", "exposed", "hidden"])
+    return with_units(table, {"busy": "s", "exposed": "s", "hidden": "s"})
+
+
+def memory_table(memory: Memory, plan: int) -> pd.DataFrame:
+    """Itemise the fullest rank's memory, largest first."""
+    rows = [{"item": key, "size": float(values[plan])} for key, values in memory.items.items()]
+    table = pd.DataFrame(rows).sort_values("size", ascending=False, kind="stable").reset_index(drop=True)
+    return with_units(table, {"size": "B"})
+
+
+def task_table(schedule: Schedule, records: Records) -> pd.DataFrame:
+    """List every task of one draw: when it started first and finished last over ranks."""
+    lead = (slice(None), *[0] * (records.start.ndim - 2))
+    start, finish = records.start[lead], records.finish[lead]
+    table = pd.DataFrame(
+        {
+            "task": np.arange(len(schedule.tasks)),
+            "name": [task.name for task in schedule.tasks],
+            "layer": [task.layer for task in schedule.tasks],
+            "chunk": [task.chunk for task in schedule.tasks],
+            "stream": [task.stream for task in schedule.tasks],
+            "start": start.min(axis=-1),
+            "finish": finish.max(axis=-1),
+        }
+    )
+    return with_units(table, {"start": "s", "finish": "s"})

@@ -1,0 +1,161 @@
+"""Scenario files, section by section: the world, and the question asked about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NewType
+
+from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
+from moesim.files import models
+from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
+from moesim.files.frameworks import built_in_frameworks, load_framework
+from moesim.files.profiles import read_hardware
+from moesim.files.routings import make_routing, read_skew
+from moesim.files.spaces import read_space
+from moesim.files.trees import Tree
+from moesim.files.workloads import read_workload
+from moesim.ground.errors import nearest
+from moesim.ground.units import Source
+from moesim.plans.plan import Space
+from moesim.search.study import Study
+from moesim.world.framework import Framework
+from moesim.world.generators import Balanced
+from moesim.world.hardware import Hardware
+from moesim.world.model import Model
+from moesim.world.routing import Routing
+from moesim.world.scenario import Failures, Scenario
+from moesim.world.workload import Serving, Training
+
+_Metric = NewType("_Metric", str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A scenario file; later sections are read knowing those above them."""
+
+    name: str
+    model: Model
+    hardware: Hardware
+    workload: Serving | Training
+    routing: Routing | None = None
+    failures: Failures = field(default_factory=Failures)
+    frameworks: Mapping[str, Framework] = field(default_factory=dict)
+    goal: _Metric = _Metric("")
+    frontier: tuple[_Metric, ...] = ()
+    space: Space | None = None
+
+
+class _Sections:
+    """Reads the sections of one file, keeping what later sections and the scenario need of them."""
+
+    def __init__(self, file: str, folder: Path) -> None:
+        self.file = file
+        self.folder = folder
+        self.sources: dict[str, Source] = {}
+        self.frameworks: dict[str, Framework] = {}
+        self.nodes: list[str] = []
+        self.models: list[Model] = []
+        for framework, sources in built_in_frameworks().values():
+            self.keep(framework, sources)
+
+    def readers(self) -> Readers:
+        """Say how each section is read."""
+        return {
+            (_File, "model"): self.model,
+            (_File, "hardware"): self.hardware,
+            (_File, "workload"): lambda tree: read_workload(tree, self.file),
+            (_File, "routing"): self.routing,
+            (_File, "frameworks"): self.own_frameworks,
+            (_File, "space"): self.space,
+            _Metric: self.metric,
+        }
+
+    def model(self, tree: Tree) -> Model:
+        """Read a name, or ``{config: PATH}``."""
+        name = tree.get("config") if isinstance(tree, Mapping) and set(tree) == {"config"} else tree
+        if not isinstance(name, str):
+            raise refuse(self.file, f"{shown(tree)} is not a model", "give a built-in name, or `{config: config.json}`")
+        self.models.append(by_name(self.file, name, lambda: models.load(name, self.folder)))
+        return self.models[0]
+
+    def hardware(self, tree: Tree) -> Hardware:
+        """Read what is on offer."""
+        found = read_hardware(tree, self.file, self.folder)
+        self.sources.update({f"hardware.{path}": source for path, source in found.sources.items()})
+        hardware: Hardware = found.profile
+        self.nodes += [offer.node.name for offer in hardware.offers]
+        return hardware
+
+    def routing(self, tree: Tree) -> Routing | None:
+        """Make the routing for the model's experts; nothing where the model is at fault."""
+        skew = read_skew(tree, self.file)
+        if skew.source:
+            self.sources["routing.cv"] = skew.source
+        return make_routing(skew, self.models[0], self.file) if self.models else None
+
+    def own_frameworks(self, tree: Tree) -> Mapping[str, Framework]:
+        """Read a list of files that describe frameworks of one's own."""
+        if not isinstance(tree, list):
+            raise refuse(self.file, f"{shown(tree)} is not a list", "list the paths of your own framework files")
+        loaded = gather(self.file, enumerate(tree), lambda _, path: load_framework(self.folder / str(path)))
+        for framework, sources in loaded.values():
+            self.keep(framework, sources)
+        return self.frameworks
+
+    def keep(self, framework: Framework, sources: Mapping[str, Source]) -> None:
+        """Make a framework known, with the sources of its numbers."""
+        self.frameworks[framework.name] = framework
+        self.sources.update({f"frameworks.{framework.name}.{path}": source for path, source in sources.items()})
+
+    def space(self, tree: Tree) -> Space:
+        """Read the alternatives to search."""
+        return read_space(tree, self.file, frameworks=self.frameworks, nodes=self.nodes)
+
+    def metric(self, name: Tree) -> str:
+        """Read a metric's name, with or without a percentile."""
+        base, _, statistic = str(name).partition(".")
+        if base not in METRICS:
+            raise refuse(self.file, f"no metric is called `{name}`", nearest(base_metric(str(name)), METRICS))
+        if statistic and statistic not in PERCENTILES:
+            raise refuse(self.file, f"no statistic is called `{statistic}`", nearest(statistic, PERCENTILES))
+        return str(name)
+
+
+def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
+    """Read a scenario file.
+
+    Parameters
+    ----------
+    tree : dict
+        Its content.
+    file : str
+        How messages name it.
+    folder : Path
+        What relative paths in it start from.
+
+    Raises
+    ------
+    InputError
+        With every fault of the file.
+    """
+    sections = _Sections(file, folder)
+    found = check(_File, tree, file, readers=sections.readers(), rules={_File: _file_faults})
+    scenario = Scenario(
+        name=found.name,
+        model=found.model,
+        hardware=found.hardware,
+        workload=found.workload,
+        routing=found.routing or Balanced(layers=0, experts=1, topk=1),
+        failures=found.failures,
+        frameworks=sections.frameworks,
+        sources=sections.sources,
+    )
+    usual = "price_per_token" if isinstance(found.workload, Serving) else "step"
+    return Study(scenario=scenario, space=found.space, goal=found.goal or usual, frontier=found.frontier)
+
+
+def _file_faults(found: _File) -> Iterator[tuple[str, str, str]]:
+    if found.model.moe_layers and found.routing is None:
+        yield "routing", "is missing, and the model has experts", "give one, as in `routing: {preset: deepseek}`"

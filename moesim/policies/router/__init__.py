@@ -1,1 +1,0 @@
-"""Which replica a request is sent to."""

@@ -1,0 +1,257 @@
+"""Time of the core of attention, for every kind: work, bytes and the longest chain of one tile.
+
+An `Attend` op is first reduced to its needs (`needs_of`), which depend on the kind and the phase; two forms, one for
+prefill and backward and one for decode, turn needs into time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.ground.errors import MoesimError
+from moesim.schedules.costs.kernels import Params, Size, Time, norm
+from moesim.schedules.ops import Attend
+from moesim.world.model import Attention, Linear, Mla, Unmodelled, bytes_of
+
+QUERY_TILE = 128
+"""Queries of one tile in prefill kernels (FlashAttention-2 and -3 on 128-wide heads)."""
+SPLIT = 256
+"""Cached tokens below which a decode kernel does not split a sequence further (FlashDecoding's smallest chunk)."""
+ACTIVATION = 2.0
+"""Bytes of an element of queries, expanded keys and values, and outputs: bf16."""
+STATE = 4.0
+"""Bytes of an element of linear attention's state: fp32."""
+BACKWARD_WORK = 2.5
+"""Products of the backward pass over those of the forward pass, 5 against 2 (FlashAttention-2, arXiv 2307.08691)."""
+BACKWARD_TRAFFIC = 2.0
+"""Tensors of the backward pass (q, k, v, o, do in; dq, dk, dv out) over those of the forward pass (q, k, v; o)."""
+DELTA_RULE = 6.0
+"""Work per state element and token: decay and erase by k k^T S, write k v^T, read S q (arXiv 2412.06464, eq. 10)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Needs:
+    """What the core of attention must do on each rank.
+
+    Attributes
+    ----------
+    work : FLOP
+    surplus : FLOP on keys that a tile holds but its queries do not see, per key of a tile's diagonal
+    traffic : bytes of keys and values (or states), queries and outputs
+    chain : FLOP of the longest tile, which one processor works off alone
+    padded : FLOP of one query head on every key read, by which a kernel pads few heads to a tile
+    blocks : independent pieces of work: sequences times key-value heads
+    pieces : cached tokens times key-value heads, which a decode kernel may cut into splits
+    width : mean of the query-key and value dimensions of a head
+    """
+
+    work: Time
+    surplus: Time
+    traffic: Time
+    chain: Time
+    padded: Time
+    blocks: Size
+    pieces: Size
+    width: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Heads:
+    """Dimensions of a head, how many share keys, and bytes per cached token on one rank."""
+
+    key_dim: int
+    value_dim: int
+    sharing: Size
+    cached: Size
+
+
+def _heads(kind: Attention, heads: Size, phase: str, dtype: str) -> _Heads:
+    match kind:
+        case Unmodelled():
+            raise MoesimError(
+                f"attention kind `{kind.name}` (layers.attention) has no cost form; "
+                "replace it by a kind that is modelled, or give the layer no attention"
+            )
+        case Linear():
+            return _Heads(key_dim=kind.key_dim, value_dim=kind.value_dim, sharing=heads, cached=0.0 * heads)
+        case Mla() if phase == "decode":
+            latent = kind.kv_lora + kind.rope
+            cached = np.full_like(heads, latent * bytes_of(dtype), dtype=float)
+            return _Heads(key_dim=latent, value_dim=kind.kv_lora, sharing=np.ones_like(heads), cached=cached)
+        case Mla():
+            expanded = (kind.nope + kind.rope + kind.value_dim) * ACTIVATION
+            return _Heads(
+                key_dim=kind.nope + kind.rope, value_dim=kind.value_dim, sharing=heads, cached=heads * expanded
+            )
+        case _:
+            sharing = np.maximum(heads * (kind.kv_heads / kind.heads), 1.0)
+            cached = sharing * ((kind.head_dim + kind.value_dim) * bytes_of(dtype))
+            return _Heads(key_dim=kind.head_dim, value_dim=kind.value_dim, sharing=sharing, cached=cached)
+
+
+def needs_of(op: Attend) -> Needs:
+    """Work, bytes and chains follow from an attention op's kind, phase and sizes.
+
+    Softmax kinds do 2 x heads x pairs x (key_dim + value_dim) FLOP. Multi-head latent attention decodes on the latent
+    itself (absorbed: key_dim = kv_lora + rope, value_dim = kv_lora, one key head) and prefills on expanded heads.
+    Linear attention does 6 x heads x tokens x key_dim x value_dim FLOP and reads and writes a state per sequence.
+
+    DeepSeek-V2, arXiv 2405.04434, section 2.1 (latent attention); Gated DeltaNet, arXiv 2412.06464 (linear).
+
+    Raises
+    ------
+    MoesimError
+        The kind has no cost form.
+
+    Examples
+    --------
+    >>> from moesim.world.model import Gqa
+    >>> one = np.array([1.0])
+    >>> op = Attend(kind=Gqa(heads=4, kv_heads=1, head_dim=3, value_dim=2), heads=4 * one, phase="decode", tokens=one,
+    ...             prompts=one, pairs=10 * one, keys=10 * one, dtype="bf16")
+    >>> needs_of(op).work, needs_of(op).traffic  # 2 x 4 x 10 x 5; 10 x 5 x 2 cached and 4 x 5 x 2 of query and output
+    (array([400.]), array([140.]))
+    """
+    head = _heads(op.kind, op.heads, op.phase, op.dtype)
+    if isinstance(op.kind, Linear):
+        return _recurrent(op, op.kind)
+    dims = 2.0 * (head.key_dim + head.value_dim)
+    work = op.heads * op.pairs * dims
+    traffic = op.keys * head.cached + op.tokens * op.heads * ((head.key_dim + head.value_dim) * ACTIVATION)
+    more = BACKWARD_WORK if op.phase == "backward" else 1.0
+    moved = BACKWARD_TRAFFIC if op.phase == "backward" else 1.0
+    return Needs(
+        work=more * work,
+        surplus=op.heads * op.tokens * (more * dims),
+        traffic=moved * traffic,
+        chain=op.keys / np.maximum(op.prompts, 1.0) * (more * dims * QUERY_TILE),
+        padded=head.sharing * op.keys * (more * dims),
+        blocks=op.prompts * head.sharing,
+        pieces=op.keys * head.sharing,
+        width=(head.key_dim + head.value_dim) / 2,
+    )
+
+
+def _recurrent(op: Attend, kind: Linear) -> Needs:
+    """Size up linear attention: a state per sequence and head, read and written once, whatever the context."""
+    more = BACKWARD_WORK if op.phase == "backward" else 1.0
+    moved = BACKWARD_TRAFFIC if op.phase == "backward" else 1.0
+    state = kind.key_dim * kind.value_dim
+    per_token = op.heads * (DELTA_RULE * state * more)
+    mixed = 2 * kind.key_heads * kind.key_dim / kind.heads + 2 * kind.value_dim
+    return Needs(
+        work=op.tokens * per_token,
+        surplus=0.0 * op.tokens * per_token,
+        traffic=moved * op.heads * (op.prompts * (2.0 * STATE * state) + op.tokens * (mixed * ACTIVATION)),
+        chain=op.tokens / np.maximum(op.prompts, 1.0) * (DELTA_RULE * state * more),
+        padded=0.0 * op.tokens * per_token,
+        blocks=op.prompts * op.heads,
+        pieces=0.0 * op.prompts * op.heads,
+        width=(kind.key_dim + kind.value_dim) / 2,
+    )
+
+
+def prefill(needs: Needs, *, params: Params, processors: int) -> Time:
+    """Attention over a prompt takes its launch, and then the slower of tensor cores and memory.
+
+    launch + norm_p(max(longest, total + tail x longest), traffic / bandwidth)
+
+    total   = (work + diagonal x surplus) / rate,  rate = peak x width / (width + half_width)
+    longest = chain / (rate / processors)
+
+    `width` is a head's mean dimension, `diagonal` the keys of a tile's diagonal that a query does not see, and
+    `chain` the work of one tile of 128 queries against a whole context, which one processor does alone.
+
+    Functional form of the project's cost-model study, section 3.3 (FlashAttention-3, arXiv 2407.08608).
+
+    Parameters
+    ----------
+    needs : of `needs_of`
+    params : launch (s), peak (FLOP/s), bandwidth (B/s), half_width (elements), diagonal (keys), tail, p
+    processors : processors of the device
+
+    Examples
+    --------
+    >>> zero, one = np.zeros(1), np.ones(1)
+    >>> needs = Needs(work=80 * one, surplus=zero, traffic=zero, chain=one, padded=zero, blocks=one, pieces=zero, width=64.0)
+    >>> prefill(needs, params={"launch": 1.0, "peak": 16.0, "bandwidth": 1.0, "half_width": 64.0, "diagonal": 64.0,
+    ...                        "tail": 0.0, "p": 2.0}, processors=10)
+    array([11.])
+    """
+    rate = params["peak"] * needs.width / (needs.width + params["half_width"])
+    longest = needs.chain * (processors / rate)
+    total = (needs.work + params["diagonal"] * needs.surplus) / rate
+    tensor = np.maximum(total + params["tail"] * longest, longest)
+    return params["launch"] + norm(params["p"], tensor, needs.traffic / params["bandwidth"])
+
+
+def decode(needs: Needs, *, params: Params, processors: int) -> Time:
+    """Attention of single tokens reads the cache, as fast as the blocks in flight allow.
+
+    launch + norm_p(tensor, traffic / bandwidth, traffic / (flying x block_bandwidth))
+
+    tensor = (work^4 + (head_tile x padded)^4)^(1/4) / peak + overhead x blocks / processors
+    flying = max(blocks, min(processors, pieces / 256), 1)
+
+    Few query heads are padded to a tile (`head_tile`), so that latent attention takes the same time for 1 to 64 heads;
+    a kernel splits sequences of more than 256 cached tokens until every processor has a block.
+
+    Functional form of the project's cost-model study, section 3.3 (FlashDecoding; FlashMLA).
+
+    Parameters
+    ----------
+    needs : of `needs_of`
+    params : launch (s), peak (FLOP/s), bandwidth, block_bandwidth (B/s), head_tile (heads), overhead (s per block), p
+    processors : processors of the device
+
+    Examples
+    --------
+    >>> zero, one = np.zeros(1), np.ones(1)
+    >>> needs = Needs(work=zero, surplus=zero, traffic=80 * one, chain=zero, padded=zero, blocks=2 * one, pieces=zero,
+    ...               width=64.0)
+    >>> decode(needs, params={"launch": 1.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 5.0, "head_tile": 16.0,
+    ...                       "overhead": 0.0, "p": 2.0}, processors=10)
+    array([11.])
+    """
+    filled = norm(4.0, needs.work, params["head_tile"] * needs.padded)
+    tensor = filled / params["peak"] + needs.blocks * (params["overhead"] / processors)
+    flying = np.maximum(np.maximum(needs.blocks, np.minimum(needs.pieces / SPLIT, processors)), 1.0)
+    blocks = needs.traffic / flying / params["block_bandwidth"]
+    return params["launch"] + norm(params["p"], tensor, needs.traffic / params["bandwidth"], blocks)
+
+
+def attention(op: Attend, *, params: Params, processors: int) -> Time:
+    """An attention op takes the time of its phase's form.
+
+    Examples
+    --------
+    >>> from moesim.world.model import Unmodelled
+    >>> one = np.array([1.0])
+    >>> op = Attend(kind=Unmodelled(name="hyena", heads=1, parameters=1), heads=one, phase="decode", tokens=one,
+    ...             prompts=one, pairs=one, keys=one, dtype="bf16")
+    >>> attention(op, params={}, processors=1)
+    Traceback (most recent call last):
+    moesim.ground.errors.MoesimError: attention kind `hyena` (layers.attention) has no cost form; ...
+    """
+    form = decode if op.phase == "decode" else prefill
+    return form(needs_of(op), params=params, processors=processors)
+
+
+def attention_loads(op: Attend, *, params: Params) -> tuple[Time, Time]:
+    """At least so long are the tensor cores (work / peak) and the memory (traffic / bandwidth) busy.
+
+    The larger of the two is the floor of `attention`.
+
+    Examples
+    --------
+    >>> from moesim.world.model import Gqa
+    >>> one = np.array([1.0])
+    >>> op = Attend(kind=Gqa(heads=4, kv_heads=1, head_dim=3, value_dim=2), heads=4 * one, phase="decode", tokens=one,
+    ...             prompts=one, pairs=10 * one, keys=10 * one, dtype="bf16")
+    >>> attention_loads(op, params={"peak": 200.0, "bandwidth": 140.0})
+    (array([2.]), array([1.]))
+    """
+    needs = needs_of(op)
+    return needs.work / params["peak"], needs.traffic / params["bandwidth"]

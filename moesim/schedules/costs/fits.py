@@ -1,0 +1,104 @@
+"""Which fit an op is priced by: the calibrated one where the profile has it, else the datasheet prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from moesim.ground.errors import MoesimError, nearest
+from moesim.ground.units import Source, weakest
+from moesim.schedules.costs.kernels import Time
+from moesim.schedules.costs.priors import compute_dtype, kernel_prior, tier_prior
+from moesim.world.hardware import Device, Fit, Node, Tier
+
+
+def fit_of(device: Device, operation: str, dtype: str = "bf16", kernel: str = "default") -> Fit:
+    """Return the fit of a compute kernel: the most specific one of the device's, else the datasheet prior.
+
+    The keys tried are "operation/dtype/kernel", "operation/dtype" and "operation". A fit may state some of the form's
+    parameters only; the rest are the prior's, and then it is no stronger than ``derived``.
+    """
+    keys = (f"{operation}/{dtype}/{kernel}", f"{operation}/{dtype}", operation)
+    return _found(device.fits, keys, kernel_prior(device, operation, dtype, kernel))
+
+
+def fit_of_tier(device: Device, operation: str, tier: Tier) -> Fit:
+    """Return the fit of a transfer on a tier, keyed "operation/tier" or "operation", else the datasheet prior."""
+    return _found(device.fits, (f"{operation}/{tier.name}", operation), tier_prior(operation, tier))
+
+
+def _found(fits: Mapping[str, Fit], keys: tuple[str, ...], prior: Fit) -> Fit:
+    for key in keys:
+        if key in fits:
+            return _completed(fits[key], prior)
+    return prior
+
+
+def _completed(fit: Fit, prior: Fit) -> Fit:
+    """Fill a fit's missing parameters from the prior of the same form."""
+    if fit.form != prior.form:
+        raise MoesimError(f"a fit for `{prior.form}` is of form `{fit.form}`; write `form: {prior.form}`")
+    unknown = [name for name in fit.params if name not in prior.params]
+    if unknown:
+        raise MoesimError(
+            f"a fit of form `{fit.form}` has the parameter `{unknown[0]}`, which the form lacks; "
+            + nearest(unknown[0], prior.params)
+        )
+    missing = [name for name in prior.params if name not in fit.params]
+    if not missing:
+        return fit
+    source = Source(
+        kind=weakest((fit.source.kind, prior.source.kind)),
+        title=f"{fit.source.title}; {', '.join(missing)} from the {prior.source.title}",
+    )
+    return replace(fit, params=MappingProxyType({**prior.params, **fit.params}), source=source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Machine:
+    """What ops are priced on: a device and the tiers around it, by name.
+
+    `known` and `tables` remember what one pricing pass looks up again and again: fits by key, and times of one expert
+    by its whole number of rows, keyed by storage format, n and k.
+    """
+
+    device: Device
+    tiers: Mapping[str, Tier]
+    known: dict[tuple[str, ...], Fit] = field(default_factory=dict)
+    tables: dict[tuple[str, float, float], Time] = field(default_factory=dict)
+
+    def tier(self, name: str) -> Tier:
+        """Return a tier by name.
+
+        Raises
+        ------
+        MoesimError
+            There is none of that name.
+        """
+        if name not in self.tiers:
+            raise MoesimError(f"node has no tier `{name}`; {nearest(name, self.tiers)}")
+        return self.tiers[name]
+
+    def kernel(self, operation: str, dtype: str = "bf16", kernel: str = "default") -> Fit:
+        """Return the fit of a compute kernel."""
+        key = (operation, dtype, kernel)
+        if key not in self.known:
+            self.known[key] = fit_of(self.device, *key)
+        return self.known[key]
+
+    def transfer(self, operation: str, tier: str) -> Fit:
+        """Return the fit of a transfer on a tier."""
+        key = (operation, tier)
+        if key not in self.known:
+            self.known[key] = fit_of_tier(self.device, operation, self.tier(tier))
+        return self.known[key]
+
+    def multiplied(self, dtype: str) -> str:
+        """Name the dtype in which a storage format is multiplied."""
+        return compute_dtype(self.device, dtype)
+
+
+def machine_of(node: Node, fabric: tuple[Tier, ...]) -> Machine:
+    """Gather a node's device, its tiers and the fabric's."""
+    return Machine(device=node.device, tiers=MappingProxyType({tier.name: tier for tier in (*node.tiers, *fabric)}))

@@ -1,0 +1,357 @@
+"""Which cost form prices which kind of op, with which fits, and which bytes it puts on which link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from moesim.ground.errors import MoesimError
+from moesim.schedules.costs.attention import attention, attention_loads
+from moesim.schedules.costs.collectives import (
+    all_to_all,
+    all_to_all_loads,
+    reduce,
+    reduce_loads,
+    reduce_rate,
+    send,
+    send_loads,
+    wire_bytes,
+)
+from moesim.schedules.costs.copies import copy, copy_loads, crossed
+from moesim.schedules.costs.fits import Machine
+from moesim.schedules.costs.kernels import (
+    Size,
+    Time,
+    elementwise,
+    elementwise_loads,
+    gemm,
+    gemm_loads,
+    grouped,
+    grouped_loads,
+    host,
+)
+from moesim.schedules.ops import (
+    AllToAll,
+    Attend,
+    Copy,
+    Elementwise,
+    Exchange,
+    Fixed,
+    Gemm,
+    Grouped,
+    Host,
+    Op,
+    Reduce,
+    Send,
+)
+from moesim.world.hardware import MEMORY_TIERS, Fit, Tier
+from moesim.world.model import bytes_of
+
+Demand = Mapping[str, Size]
+NOTHING: Demand = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How one kind of op is priced. `Any` stands for the op's own class.
+
+    Attributes
+    ----------
+    sizes : fields that hold arrays, ending in a rank axis
+    inner : of those, the fields with an axis of their own before the leading ones (slot, tier)
+    alike : what ops must agree on to be priced in one evaluation
+    fits : the fits it is priced by, by key
+    price : duration, and bytes by tier
+    loads : seconds for which each resource is busy at least, linear in work and traffic; the largest is the floor
+    """
+
+    sizes: tuple[str, ...]
+    inner: tuple[str, ...]
+    alike: Callable[[Any], Hashable]
+    fits: Callable[[Any, Machine], Mapping[str, Fit]]
+    price: Callable[[Any, Machine], tuple[Time, Demand]]
+    loads: Callable[[Any, Machine], tuple[Time, ...]]
+
+
+def form_of(op: Op) -> Form:
+    """Return the form that prices an op.
+
+    Raises
+    ------
+    MoesimError
+        An exchange is not priced: an all-to-all policy turns it into phases first.
+    """
+    if isinstance(op, Exchange):
+        raise MoesimError("an Exchange has no price; an alltoall policy must turn it into phases first")
+    return FORMS[type(op)]
+
+
+def _operand(op: Gemm | Grouped, machine: Machine) -> float:
+    return bytes_of(machine.multiplied(op.dtype))
+
+
+def _product_fits(op: Gemm | Grouped, machine: Machine) -> Mapping[str, Fit]:
+    operation = "gemm" if isinstance(op, Gemm) else "grouped_gemm"
+    return {f"{operation}/{op.dtype}": machine.kernel(operation, op.dtype)}
+
+
+def _price_gemm(op: Gemm, machine: Machine) -> tuple[Time, Demand]:
+    params = machine.kernel("gemm", op.dtype).params
+    time = gemm(
+        op.m,
+        op.n,
+        op.k,
+        stored=bytes_of(op.dtype),
+        operand=_operand(op, machine),
+        params=params,
+        processors=machine.device.processors,
+    )
+    return time, NOTHING
+
+
+def _load_gemm(op: Gemm, machine: Machine) -> tuple[Time, ...]:
+    return gemm_loads(op.m, op.n, op.k, stored=bytes_of(op.dtype), params=machine.kernel("gemm", op.dtype).params)
+
+
+TABLE = 4096
+"""Ranks from which a table of times by number of rows is worth building, and the number of rows up to which."""
+
+
+def _price_grouped(op: Grouped, machine: Machine) -> tuple[Time, Demand]:
+    """Price experts; where each of many ranks holds one slot, time follows from one whole number and is looked up."""
+    one_slot = len(op.rows) == 1 and op.n.size == op.k.size == 1 and np.issubdtype(op.rows.dtype, np.integer)
+    if one_slot and op.rows.size >= TABLE and op.rows.max() < TABLE:
+        return _grouped_table(op, machine).take(op.rows[0]), NOTHING
+    return _grouped_time(op, op.rows, machine), NOTHING
+
+
+def _grouped_table(op: Grouped, machine: Machine) -> Time:
+    key = (op.dtype, op.n.item(), op.k.item())
+    if key not in machine.tables:
+        rows = np.arange(TABLE).reshape(1, *[1] * (op.n.ndim - 1), TABLE)
+        machine.tables[key] = _grouped_time(op, rows, machine).reshape(-1)
+    return machine.tables[key]
+
+
+def _grouped_time(op: Grouped, rows: Size, machine: Machine) -> Time:
+    return grouped(
+        rows,
+        op.n,
+        op.k,
+        stored=bytes_of(op.dtype),
+        operand=_operand(op, machine),
+        params=machine.kernel("grouped_gemm", op.dtype).params,
+        processors=machine.device.processors,
+    )
+
+
+def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
+    params = machine.kernel("grouped_gemm", op.dtype).params
+    return grouped_loads(op.rows, op.n, op.k, stored=bytes_of(op.dtype), params=params)
+
+
+def _attention_fit(op: Attend, machine: Machine) -> Fit:
+    return machine.kernel(f"attention_{op.phase}", op.dtype, type(op.kind).__name__.lower())
+
+
+def _attention_fits(op: Attend, machine: Machine) -> Mapping[str, Fit]:
+    key = f"attention_{op.phase}/{op.dtype}/{type(op.kind).__name__.lower()}"
+    return {key: _attention_fit(op, machine)}
+
+
+def _price_attention(op: Attend, machine: Machine) -> tuple[Time, Demand]:
+    params = _attention_fit(op, machine).params
+    return attention(op, params=params, processors=machine.device.processors), NOTHING
+
+
+def _load_attention(op: Attend, machine: Machine) -> tuple[Time, ...]:
+    return attention_loads(op, params=_attention_fit(op, machine).params)
+
+
+def _price_elementwise(op: Elementwise, machine: Machine) -> tuple[Time, Demand]:
+    return elementwise(op.traffic, params=machine.kernel("elementwise").params), NOTHING
+
+
+def _load_elementwise(op: Elementwise, machine: Machine) -> tuple[Time, ...]:
+    return elementwise_loads(op.traffic, params=machine.kernel("elementwise").params)
+
+
+def _price_host(op: Host, machine: Machine) -> tuple[Time, Demand]:
+    return host(op.calls, params=machine.kernel("host").params), NOTHING
+
+
+def _price_fixed(op: Fixed, machine: Machine) -> tuple[Time, Demand]:
+    return op.duration, NOTHING
+
+
+def _copy_fits(op: Copy, machine: Machine) -> Mapping[str, Fit]:
+    names = crossed(op.source, op.target)
+    if not names:
+        return {"elementwise": machine.kernel("elementwise")}
+    return {f"copy/{name}": machine.transfer("copy", name) for name in names}
+
+
+def _price_copy(op: Copy, machine: Machine) -> tuple[Time, Demand]:
+    """Price a copy; inside the device it is a pass over memory that reads and writes."""
+    names = crossed(op.source, op.target)
+    if not names:
+        return elementwise(2.0 * op.size, params=machine.kernel("elementwise").params), NOTHING
+    params = [machine.transfer("copy", name).params for name in names]
+    time = copy(op.size, params=params, tiers=[machine.tier(name) for name in names])
+    return time, {way(name, op): op.size for name in names}
+
+
+def _load_copy(op: Copy, machine: Machine) -> tuple[Time, ...]:
+    names = crossed(op.source, op.target)
+    if not names:
+        return elementwise_loads(2.0 * op.size, params=machine.kernel("elementwise").params)
+    params = [machine.transfer("copy", name).params for name in names]
+    return copy_loads(op.size, params=params, tiers=[machine.tier(name) for name in names])
+
+
+OUTWARD = " out"
+"""Ends the name of the link from the device to a memory tier: both directions of a link run at once."""
+
+
+def way(tier: str, op: Copy) -> str:
+    """Name the link of a memory tier that a copy uses: the tier itself towards the device, "tier out" away from it."""
+    outward = crossed("device", op.source) < crossed("device", op.target)
+    return tier + OUTWARD if outward else tier
+
+
+def _price_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, Demand]:
+    moved = np.maximum(op.sent, op.received)
+    time = all_to_all(
+        moved,
+        op.messages,
+        params=[machine.transfer("all_to_all", name).params for name in op.tiers],
+        tiers=[machine.tier(name) for name in op.tiers],
+    )
+    return time, dict(zip(op.tiers, moved, strict=True))
+
+
+def _load_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, ...]:
+    return all_to_all_loads(
+        op.sent,
+        op.received,
+        params=[machine.transfer("all_to_all", name).params for name in op.tiers],
+        tiers=[machine.tier(name) for name in op.tiers],
+    )
+
+
+def _price_reduce(op: Reduce, machine: Machine) -> tuple[Time, Demand]:
+    params = machine.transfer("reduce", op.tier).params
+    time = reduce(op.size, op.ranks, form=op.form, params=params, tier=machine.tier(op.tier))
+    return time, {op.tier: wire_bytes(op.size, op.ranks, op.form)}
+
+
+def _load_reduce(op: Reduce, machine: Machine) -> tuple[Time, ...]:
+    params = machine.transfer("reduce", op.tier).params
+    return reduce_loads(op.size, op.ranks, form=op.form, params=params, tier=machine.tier(op.tier))
+
+
+def _price_send(op: Send, machine: Machine) -> tuple[Time, Demand]:
+    time = send(op.size, params=machine.transfer("send", op.tier).params, tier=machine.tier(op.tier))
+    return time, {op.tier: op.size}
+
+
+def _load_send(op: Send, machine: Machine) -> tuple[Time, ...]:
+    return send_loads(op.size, params=machine.transfer("send", op.tier).params, tier=machine.tier(op.tier))
+
+
+def capacity(tier: Tier, machine: Machine) -> float:
+    """Bytes per second of a link: the most that any one transfer on it reaches alone."""
+    if tier.name in MEMORY_TIERS:
+        return machine.transfer("copy", tier.name).params["efficiency"] * tier.bandwidth
+    reached = max(machine.transfer(operation, tier.name).params["efficiency"] for operation in ("all_to_all", "send"))
+    return max(reached * tier.bandwidth, reduce_rate(machine.transfer("reduce", tier.name).params, tier))
+
+
+FORMS: Mapping[type[Op], Form] = MappingProxyType(
+    {
+        Gemm: Form(
+            sizes=("m", "n", "k"),
+            inner=(),
+            alike=lambda op: op.dtype,
+            fits=_product_fits,
+            price=_price_gemm,
+            loads=_load_gemm,
+        ),
+        Grouped: Form(
+            sizes=("rows", "n", "k"),
+            inner=("rows",),
+            alike=lambda op: op.dtype,
+            fits=_product_fits,
+            price=_price_grouped,
+            loads=_load_grouped,
+        ),
+        Attend: Form(
+            sizes=("heads", "tokens", "prompts", "pairs", "keys"),
+            inner=(),
+            alike=lambda op: (op.kind, op.phase, op.dtype),
+            fits=_attention_fits,
+            price=_price_attention,
+            loads=_load_attention,
+        ),
+        Elementwise: Form(
+            sizes=("traffic",),
+            inner=(),
+            alike=lambda op: None,
+            fits=lambda op, machine: {"elementwise": machine.kernel("elementwise")},
+            price=_price_elementwise,
+            loads=_load_elementwise,
+        ),
+        Copy: Form(
+            sizes=("size",),
+            inner=(),
+            alike=lambda op: (op.source, op.target),
+            fits=_copy_fits,
+            price=_price_copy,
+            loads=_load_copy,
+        ),
+        AllToAll: Form(
+            sizes=("sent", "received", "messages"),
+            inner=("sent", "received", "messages"),
+            alike=lambda op: op.tiers,
+            fits=lambda op, machine: {f"all_to_all/{name}": machine.transfer("all_to_all", name) for name in op.tiers},
+            price=_price_all_to_all,
+            loads=_load_all_to_all,
+        ),
+        Reduce: Form(
+            sizes=("size", "ranks"),
+            inner=(),
+            alike=lambda op: (op.form, op.tier),
+            fits=lambda op, machine: {f"reduce/{op.tier}": machine.transfer("reduce", op.tier)},
+            price=_price_reduce,
+            loads=_load_reduce,
+        ),
+        Send: Form(
+            sizes=("size",),
+            inner=(),
+            alike=lambda op: op.tier,
+            fits=lambda op, machine: {f"send/{op.tier}": machine.transfer("send", op.tier)},
+            price=_price_send,
+            loads=_load_send,
+        ),
+        Host: Form(
+            sizes=("calls",),
+            inner=(),
+            alike=lambda op: None,
+            fits=lambda op, machine: {"host": machine.kernel("host")},
+            price=_price_host,
+            loads=lambda op, machine: (_price_host(op, machine)[0],),
+        ),
+        Fixed: Form(
+            sizes=("duration",),
+            inner=(),
+            alike=lambda op: None,
+            fits=lambda op, machine: {},
+            price=_price_fixed,
+            loads=lambda op, machine: (op.duration,),
+        ),
+    }
+)

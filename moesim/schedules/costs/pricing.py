@@ -1,0 +1,229 @@
+"""The one pricing pass: every op of a schedule becomes a duration per rank and a demand on shared links.
+
+Each op object is priced once, however many tasks hold it. Ops of one kind whose shapes agree are stacked along a new
+leading axis and priced in one evaluation, as many at a time as stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float
+
+from moesim.ground.units import SourceKind, weakest
+from moesim.schedules.costs.fits import Machine, machine_of
+from moesim.schedules.costs.forms import OUTWARD, Demand, Form, capacity, form_of
+from moesim.schedules.costs.kernels import Size, Time
+from moesim.schedules.ops import Op
+from moesim.schedules.schedule import Link, Priced, Schedule
+from moesim.world.hardware import Fit, Node, Tier
+
+BLOCK = 2**14
+"""Elements priced at a time: 128 KiB an array, so that a dozen intermediates stay in a core's cache."""
+
+_Prices = dict[int, tuple[Time, Demand]]
+
+
+def price(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
+    """Turn every op into a duration and a demand on links.
+
+    Parameters
+    ----------
+    schedule : what to do and how much of it
+    node : the node type it runs on
+    fabric : tiers between nodes
+
+    Returns
+    -------
+    Durations in seconds and demands in bytes by link, each ending in a rank axis of size 1 or `schedule.rows`. The
+    links are the tiers that any op uses; a copy away from the device uses "<tier> out".
+
+    Raises
+    ------
+    MoesimError
+        An op has no cost form, or names a tier that the node lacks.
+
+    Examples
+    --------
+    >>> from moesim.schedules.ops import fixed
+    >>> from moesim.schedules.schedule import Task
+    >>> from moesim.world.hardware import Device
+    >>> device = Device(name="d", memory=1.0, bandwidth=1.0, power=1.0, processors=1, cache=0.0, flop_rate={"bf16": 1.0})
+    >>> node = Node(name="n", device=device, gpus=1, tiers=(), host_memory=0.0, power=0.0)
+    >>> price(Schedule(tasks=(Task(name="embed", stream="compute", op=fixed(2.0)),), out=(0,)), node, ()).duration
+    (array([2.]),)
+    """
+    machine = machine_of(node, fabric)
+    prices = _priced_ops([task.op for task in schedule.tasks], machine)
+    tiers = sorted({name for _, demand in prices.values() for name in demand})
+    none = np.zeros(1)
+    return Priced(
+        schedule=schedule,
+        duration=tuple(prices[id(task.op)][0] for task in schedule.tasks),
+        demand=MappingProxyType(
+            {name: tuple(prices[id(task.op)][1].get(name, none) for task in schedule.tasks) for name in tiers}
+        ),
+        links=MappingProxyType({name: _link(name, schedule, machine) for name in tiers}),
+        slowdown=node.device.interference,
+    )
+
+
+def _priced_ops(ops: Sequence[Op], machine: Machine) -> _Prices:
+    prices: _Prices = {}
+    for alike in _alike(ops):
+        times, demands = _priced_alike(alike, form_of(alike[0]), machine)
+        for i, op in enumerate(alike):
+            prices[id(op)] = (times[i], {name: sizes[i] for name, sizes in demands.items()})
+    return prices
+
+
+def _alike(ops: Sequence[Op]) -> list[list[Op]]:
+    """Gather the distinct ops that can be stacked: of one kind, alike in what is no size, with sizes of equal shape."""
+    groups: dict[Hashable, list[Op]] = {}
+    for op in {id(op): op for op in ops}.values():
+        form = form_of(op)
+        shapes = tuple(getattr(op, name).shape for name in form.sizes)
+        groups.setdefault((type(op), form.alike(op), shapes), []).append(op)
+    return list(groups.values())
+
+
+def _priced_alike(ops: Sequence[Op], form: Form, machine: Machine) -> tuple[Time, Demand]:
+    """Price ops that can be stacked, a block at a time, into one array with an op axis before the leading ones.
+
+    The results of a block are copied to where they stay while they are in the cache: few large arrays cost far fewer
+    page faults than many small ones, which is most of the time where ranks are many.
+    """
+    largest = max(getattr(ops[0], name).size for name in form.sizes)
+    room = max(BLOCK // largest, 1)
+    kept: list[Size] = []
+    for first in range(0, len(ops), room):
+        time, demand = form.price(_stacked(ops[first : first + room], form), machine)
+        results = (time, *demand.values())
+        if room >= len(ops):
+            return time, demand
+        if not kept:
+            kept = [np.empty((len(ops), *result.shape[1:])) for result in results]
+        for place, result in zip(kept, results, strict=True):
+            place[first : first + room] = result
+    return kept[0], dict(zip(demand, kept[1:], strict=True))
+
+
+def _stacked(ops: Sequence[Op], form: Form) -> Op:
+    """Build one op whose sizes hold those of several along a new first leading axis."""
+    inner = {name: int(name in form.inner) for name in form.sizes}
+    leading = max(getattr(ops[0], name).ndim - inner[name] for name in form.sizes)
+    columns: dict[str, Size] = {}
+    for name in form.sizes:
+        sizes = [getattr(op, name) for op in ops]
+        axis = inner[name]
+        stacked = np.stack(sizes, axis=axis) if len(sizes) > 1 else np.expand_dims(sizes[0], axis)
+        missing = leading - (stacked.ndim - axis - 1)
+        columns[name] = stacked.reshape(*stacked.shape[: axis + 1], *[1] * missing, *stacked.shape[axis + 1 :])
+    return replace(ops[0], **columns)  # type: ignore[arg-type]  # the fields of this op's own class
+
+
+def _link(name: str, schedule: Schedule, machine: Machine) -> Link:
+    """Say which rank rows share a link of a tier.
+
+    Ranks are numbered node-major, so neighbors share. Where rows are folded, which rows are neighbors is not known:
+    every row is then taken to share with ranks like itself.
+    """
+    tier = machine.tier(name.removesuffix(OUTWARD))
+    rows = np.arange(schedule.rows)
+    folded = bool(np.any(schedule.count > 1))
+    total = schedule.count.sum(axis=-1, keepdims=True)
+    members = np.minimum(float(tier.sharers), total) if folded else np.ones(1)
+    return Link(
+        capacity=capacity(tier, machine),
+        link_of_rank=rows if folded else rows // tier.sharers,
+        members=np.broadcast_to(members, (*members.shape[:-1], schedule.rows)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grounds:
+    """What the prices of a schedule rest on.
+
+    Attributes
+    ----------
+    weakest : kind of the weakest source
+    fits : the fits used, by key
+    outside : inputs that left the range their fit was calibrated on, one line each
+    """
+
+    weakest: SourceKind
+    fits: MappingProxyType[str, Fit]
+    outside: tuple[str, ...]
+
+
+def grounds(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Grounds:
+    """Tell which fits price a schedule, how well founded they are, and which inputs are outside their boxes."""
+    machine = machine_of(node, fabric)
+    fits: dict[str, Fit] = {}
+    outside: dict[str, None] = {}
+    for op in {id(task.op): task.op for task in schedule.tasks}.values():
+        for key, fit in form_of(op).fits(op, machine).items():
+            fits[key] = fit
+            outside.update(dict.fromkeys(_strays(op, key, fit)))
+    return Grounds(
+        weakest=weakest(tuple(fit.source.kind for fit in fits.values())),
+        fits=MappingProxyType(fits),
+        outside=tuple(outside),
+    )
+
+
+def _strays(op: Op, key: str, fit: Fit) -> Iterator[str]:
+    """Name the sizes of an op that leave the fit's box; a rank with nothing to do leaves no box."""
+    for name, (low, high) in fit.box.items():
+        size = getattr(op, name)
+        some = size[size > 0]
+        if some.size and (some.min() < low or some.max() > high):
+            yield f"{key}: {name} {some.min():g} to {some.max():g}, calibrated on {low:g} to {high:g}"
+
+
+def bound(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Float[np.ndarray, "..."]:
+    """No plan's mean time over draws is below this: the largest sum of op floors over any one stream.
+
+    An op's floor is the time its busiest resource needs at the fitted peak: max(work / peak, traffic / bandwidth). Work
+    and traffic are averaged over ranks (by how many each row stands for; a rank without a part does nothing) and over
+    draws *before* the larger is taken. The larger of two means is at most the mean of the larger, and the mean over
+    ranks at most the slowest rank, so the bound holds. Rows must not be averaged instead: mean rows keep every
+    expert active, and their floor would overshoot.
+
+    Ops of one tier on several streams are not added up: executors that stretch once come out below that sum (three
+    staggered flows: 2.90 against 3.00), and a bound must not exceed what it bounds.
+
+    Parameters
+    ----------
+    schedule : leading axes of its sizes are (plan, draw); a size with one leading axis has plans only
+    node : the node type it runs on
+    fabric : tiers between nodes
+
+    Returns
+    -------
+    seconds, shaped (plan), or () for sizes without leading axes
+    """
+    machine = machine_of(node, fabric)
+    means: dict[tuple[int, str], Time] = {}
+    streams: dict[str, Time] = {}
+    for task in schedule.tasks:
+        key = (id(task.op), task.on)
+        if key not in means:
+            loads = form_of(task.op).loads(task.op, machine)
+            means[key] = np.maximum.reduce(np.broadcast_arrays(*(_mean(load, schedule, task.on) for load in loads)))
+        streams[task.stream] = streams.get(task.stream, np.zeros(())) + means[key]
+    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*streams.values())))
+
+
+def _mean(load: Time, schedule: Schedule, on: str) -> Time:
+    """Average over ranks that have a part, the others counting as zero, and over draws."""
+    share = schedule.count * schedule.parts[on] if on else schedule.count
+    share = share / schedule.count.sum(axis=-1, keepdims=True)
+    if load.shape[-1] == 1:
+        mean = load[..., 0] * share.sum(axis=-1)
+    else:
+        mean = (load * share).sum(axis=-1)
+    return np.asarray(mean.mean(axis=-1) if mean.ndim >= 2 else mean)

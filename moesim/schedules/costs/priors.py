@@ -1,0 +1,201 @@
+"""Datasheet priors: the fit of every form on a device or tier that nobody has calibrated.
+
+Every number is exact, comes from the datasheet in the profile, or carries its source in a comment: "study" is the
+project's cost-model study of published aiconfigurator tables (Apache-2.0), followed by its section; what is marked
+"assumed" is an order of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from moesim.ground.errors import MoesimError
+from moesim.ground.units import Source
+from moesim.schedules.costs.collectives import PROTOCOLS
+from moesim.world.hardware import Device, Fit, Tier
+from moesim.world.model import COMPUTE_OF
+
+# Share of the datasheet's peak that the best shapes reach. Study 3.1: bf16 264/312 on A100, 861/989 on H100, 860/989 on
+# H200, 1771/2250 on B200; fp8 1578/1979, 1646/1979, 3290/4500. fp32 and int8 as their neighbors; fp4 assumed.
+PEAK: Mapping[str, float] = MappingProxyType(
+    {"fp32": 0.86, "bf16": 0.86, "fp16": 0.86, "fp8": 0.81, "int8": 0.81, "fp4": 0.70}
+)
+MEMORY = 0.90  # share of HBM bandwidth; study 3.1: 92, 88, 92 and 97 % on A100, H100, H200 and B200
+LAUNCH = 2e-6  # study 3.1: 1.4-2.0 us for torch bf16
+CACHE_SPEED = 2.0  # last-level cache over HBM; assumed (H100: about 5.5-7 TB/s against 3.35)
+CACHE_SHARE = 0.5  # of the cache that activations of the last kernel still hold; assumed
+BLOCK_SPEED = 4.0  # a processor can ask for this many times its share of HBM; assumed (64 KB in flight, 700 ns)
+THROTTLE = 0.11  # study 3.1: 5 % on A100, 11-17 % on H100 to B200
+TAIL = 0.125  # waves lost at the end: half of g, study 3.1: 0.15-0.4
+THIN = 0.3  # small tiles; assumed
+OVERHEAD = 0.5e-6  # prologue and epilogue of a tile; assumed
+PAD = 0.5  # tiles lost per expert: the mean of rounding ragged rows up
+NORM = 2.0  # study 3.1: p is about 2-3
+HEAD_TILE = 16.0  # rows of the smallest tensor-core instruction (NVIDIA PTX ISA, mma.m16n8k16)
+LATENT_TILE = 50.0  # study 3.3: heads are padded to about 45-60 in latent-attention kernels
+HALF_WIDTH = 32.0  # FlashAttention-3, arXiv 2407.08608, figure 5: about 690 of 989 TFLOP/s on 128-wide heads
+DIAGONAL = 64.0  # keys of a 128-wide diagonal tile that a query does not see, in the mean
+HOST_CALL = 10e-6  # a size read back and waited for; assumed
+
+# Operations of one pass over the datasheet: launches, and how wrong. Study, section 4, rows "spec-only" across an
+# architecture (H100 to B200): the mean error is 0.8 sd, shared out evenly over all shapes and each shape.
+_KERNELS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {
+        "gemm": (LAUNCH, 0.11),  # 12.2 %
+        "grouped_gemm": (2 * LAUNCH, 0.12),  # 13.9 %; a second launch schedules the groups
+        "attention_prefill": (LAUNCH, 0.21),  # 24.2 %
+        "attention_decode": (2 * LAUNCH, 0.43),  # 49 %; the splits are joined by a second kernel
+        "attention_backward": (3 * LAUNCH, 0.30),  # assumed; a kernel before and one after convert do and dq
+        "elementwise": (LAUNCH, 0.11),  # as gemm
+        "host": (0.0, 0.50),  # assumed
+    }
+)
+_LATENT_DECODE = 0.21  # 23.9 %, study section 4
+
+_TILED = ("launch", "peak", "bandwidth", "block_bandwidth", "overhead", "throttle", "tail", "thin", "p")
+PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gemm": (*_TILED, "cache", "cache_bandwidth", "quantize_bandwidth"),
+        "grouped_gemm": (*_TILED, "activation_bandwidth", "pad"),
+        "attention_prefill": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
+        "attention_backward": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
+        "attention_decode": ("launch", "peak", "bandwidth", "block_bandwidth", "head_tile", "overhead", "p"),
+        "elementwise": ("launch", "bandwidth"),
+        "host": ("call",),
+        "all_to_all": ("launch", "latency", "per_message", "efficiency"),
+        "reduce": (
+            *(f"{protocol}_{what}" for protocol in PROTOCOLS for what in ("launch", "efficiency")),
+            "latency",
+            "copy",
+        ),
+        "send": ("launch", "latency", "efficiency"),
+        "copy": ("latency", "efficiency"),
+    }
+)
+"""Parameters of each form; what they mean stands with the form."""
+
+# Share of a tier's bandwidth that each operation reaches, on NVLink, PCIe and other networks. Study 3.4: Simple
+# 355/450 on H100; study 3.5: NIC 46/50. domain.md C1: NVLink all-to-all 0.62-0.69; A1.1: PCIe all-to-all 18/64.
+_REACHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "nvlink": MappingProxyType({"all_to_all": 0.65, "reduce": 0.79, "send": 0.79}),
+        "pcie": MappingProxyType({"all_to_all": 0.28, "reduce": 0.28, "send": 0.80}),
+        "network": MappingProxyType({"all_to_all": 0.92, "reduce": 0.92, "send": 0.92}),
+    }
+)
+_NVLINKS = ("nvlink", "nvswitch", "xgmi")
+PINNED = 0.80  # domain.md C1: pinned host copies reach 0.75-0.85 of PCIe
+LL_SHARE = 0.38  # NCCL 2.20, graph/tuning.cc: llMaxBws, 141 GB/s of about 370 on one Hopper node
+LL128_SHARE = 0.92  # NCCL 2.20, graph/tuning.cc: 120 of 128 bytes are payload, times 0.98
+LL_LAUNCH = 5e-6  # study 3.4: LL floor 5 us
+LL128_LAUNCH = 7e-6  # assumed, between the two
+SIMPLE_LAUNCH = 12e-6  # domain.md C1: 6-16 us for a collective on NVLink
+RING_COPY = 1.2e-12  # study 3.4: 1.2 ns per KB of local copy
+ALL_TO_ALL_LAUNCH = 11e-6  # study 3.5: 11-15 us inside a node
+PER_MESSAGE = 0.1e-6  # assumed; DeepEP's EP16 to EP256 leaves about 20 us for 240 more peers
+SEND_LAUNCH = 5e-6  # assumed, as LL
+
+
+def compute_dtype(device: Device, dtype: str) -> str:
+    """Name the dtype in which a device multiplies a storage format: the preferred one it has, else a wider one.
+
+    Raises
+    ------
+    MoesimError
+        The device has none of them.
+    """
+    for candidate in (*COMPUTE_OF[dtype], "bf16", "fp16", "fp32"):
+        if candidate in device.flop_rate:
+            return candidate
+    raise MoesimError(f"device `{device.name}` has no flop_rate for `{dtype}` or a wider dtype; it has {sorted(device.flop_rate)}")
+
+
+def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit:
+    """Derive the fit of a compute kernel from the datasheet.
+
+    Parameters
+    ----------
+    device : the device
+    operation : gemm, grouped_gemm, attention_prefill, attention_decode, attention_backward, elementwise or host
+    dtype : storage format of the weights or the cache; attention always multiplies in bf16
+    kernel : of attention, its kind (gqa, window, cross, mla, linear)
+
+    Returns
+    -------
+    a fit of source kind ``derived`` with an empty box
+    """
+    launch, error = _KERNELS[operation]
+    if operation == "attention_decode" and kernel == "mla":
+        error = _LATENT_DECODE
+    multiplied = compute_dtype(device, dtype if operation in ("gemm", "grouped_gemm") else "bf16")
+    bandwidth = MEMORY * device.bandwidth
+    params = {
+        "launch": launch,
+        "peak": PEAK[multiplied] * device.flop_rate[multiplied],
+        "bandwidth": bandwidth,
+        "cache_bandwidth": CACHE_SPEED * bandwidth,
+        "block_bandwidth": BLOCK_SPEED * bandwidth / device.processors,
+        "quantize_bandwidth": bandwidth,
+        "activation_bandwidth": bandwidth,
+        "cache": CACHE_SHARE * device.cache,
+        "overhead": OVERHEAD,
+        "throttle": THROTTLE,
+        "tail": TAIL,
+        "thin": THIN,
+        "pad": PAD,
+        "p": NORM,
+        "half_width": HALF_WIDTH,
+        "diagonal": DIAGONAL,
+        "head_tile": LATENT_TILE if kernel == "mla" else HEAD_TILE,
+        "call": HOST_CALL,
+    }
+    return _derived(operation, params, error, device.name)
+
+
+def tier_prior(operation: str, tier: Tier) -> Fit:
+    """Derive the fit of a transfer from a tier's bandwidth and latency.
+
+    Parameters
+    ----------
+    operation : all_to_all, reduce, send or copy
+    tier : the tier
+
+    Returns
+    -------
+    a fit of source kind ``derived`` with an empty box
+    """
+    copying = operation == "copy"
+    reached = PINNED if copying else _REACHED[_family(tier)][operation]
+    params = {
+        "launch": SEND_LAUNCH if operation == "send" else ALL_TO_ALL_LAUNCH,
+        "latency": tier.latency,
+        "efficiency": reached,
+        "per_message": PER_MESSAGE,
+        "ll_launch": LL_LAUNCH,
+        "ll128_launch": LL128_LAUNCH,
+        "simple_launch": SIMPLE_LAUNCH,
+        "ll_efficiency": LL_SHARE * reached,
+        "ll128_efficiency": LL128_SHARE * reached,
+        "simple_efficiency": reached,
+        "copy": RING_COPY,
+    }
+    # Study section 4: NCCL 26.9 %; copies assumed.
+    return _derived(operation, params, 0.15 if copying else 0.24, tier.name)
+
+
+def _family(tier: Tier) -> str:
+    if tier.name in _NVLINKS:
+        return "nvlink"
+    return "pcie" if tier.name == "pcie" else "network"
+
+
+def _derived(operation: str, params: Mapping[str, float], error: float, name: str) -> Fit:
+    return Fit(
+        form=operation,
+        params=MappingProxyType({key: params[key] for key in PARAMETERS[operation]}),
+        shared=error,
+        point=error,
+        box=MappingProxyType({}),
+        source=Source(kind="derived", title=f"datasheet of {name}, derated as in schedules/costs/priors.py"),
+    )

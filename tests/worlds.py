@@ -1,0 +1,131 @@
+"""Small real worlds for tests: shipped models on shipped machines, with a plain serving workload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from moesim.files.models import load
+from moesim.files.profiles import load_profile
+from moesim.ground.streams import stream
+from moesim.ground.units import Source
+from moesim.passes.exchanges import Routed
+from moesim.passes.lowering import arrange, distinct_blocks, lower
+from moesim.passes.presence import home_tokens, mixture_kinds
+from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool
+from moesim.schedules.schedule import Schedule
+from moesim.world.framework import Framework
+from moesim.world.generators import Balanced, skewed
+from moesim.world.hardware import Hardware, Offer, reach
+from moesim.world.model import Model
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Arrivals, Batch, Lengths, Requests, Serving, Target, Training
+
+MODELS = (
+    "deepseek-ai/DeepSeek-V3",
+    "mistralai/Mixtral-8x7B-v0.1",
+    "openai/gpt-oss-120b",
+    "Qwen/Qwen3.5-397B-A17B",
+    "microsoft/SwinV2-MoE-S",
+    "facebook/nllb-moe-54b",
+    "Qwen/Qwen3-32B",
+)
+
+SERVING = Serving(
+    requests=Requests(
+        arrivals=Arrivals(generator="poisson", rate=12.0),
+        input=Lengths(generator="fixed", mean=2000.0),
+        output=Lengths(generator="fixed", mean=300.0),
+    ),
+    targets=(Target(metric="tpot.p99", limit=0.05),),
+)
+TRAINING = Training(sequence=4096, sequences=256, tokens=1e9)
+PLAIN = Framework(
+    name="plain",
+    version="1",
+    reserve=3.5e9,
+    utilization=0.9,
+    step=0.0,
+    block=16,
+    workspace=20.0,
+    source=Source(kind="assumed", title="tests"),
+)
+
+
+@cache
+def model(name: str) -> Model:
+    """Load a shipped model once."""
+    return load(name)
+
+
+@cache
+def offer(name: str = "nvidia/hgx-h200", max_nodes: int = 8) -> Offer:
+    """Put a shipped node type on offer."""
+    return Offer(node=load_profile("node", name).profile, max_nodes=max_nodes, rent=3.5 / 3600)
+
+
+def scenario(
+    name: str = "deepseek-ai/DeepSeek-V3",
+    *,
+    offers: Sequence[Offer] = (),
+    cv: float = 0.0,
+    workload: Serving | Training = SERVING,
+    seed: int = 0,
+) -> Scenario:
+    """Build a world around a shipped model; cv 0 is balanced routing."""
+    chosen = model(name)
+    layers = len(chosen.moe_layers)
+    moe = chosen.moe(chosen.moe_layers[0]) if layers else None
+    experts, topk = (moe.experts, moe.topk) if moe else (1, 1)
+    routing = (
+        skewed(layers, experts, topk, cv=cv, seed=seed)
+        if cv
+        else Balanced(layers=max(layers, 1), experts=experts, topk=topk)
+    )
+    return Scenario(
+        name="test",
+        model=chosen,
+        hardware=Hardware(
+            offers=tuple(offers) or (offer(),), fabric=load_profile("fabric", "infiniband/rail-400g").profile.tiers
+        ),
+        workload=workload,
+        routing=routing,
+        frameworks={"plain": PLAIN},
+    )
+
+
+def pool(parallel: Parallel, *, node: str = "nvidia/hgx-h200", replicas: int = 1, **policies: Policy | str) -> Pool:
+    """Build a pool, policies by kind."""
+    named = {kind: Policy(name=policy) if isinstance(policy, str) else policy for kind, policy in policies.items()}
+    return Pool(role="all", node=node, replicas=replicas, parallel=parallel, policies={**DEFAULT_POLICIES, **named})
+
+
+def unfolded_draws(world: Scenario, chosen: Pool, batch: Batch, *, draws: int = 1, seed: int = 0) -> Routed:
+    """Draw whole counts for every rank and every MoE layer, at the tokens that layer sees."""
+    layout = arrange(world, chosen, tokens=int(batch.tokens.max()), seed=seed)
+    rng = stream(seed, "routing")
+    seen = {}
+    for kind in mixture_kinds(world.model):
+        tokens = home_tokens(kind, world.model, batch).max()
+        assert tokens == int(tokens)
+        per_rank = np.full(chosen.parallel.ranks, int(tokens))
+        seen[kind.part, kind.tokens] = np.stack([world.routing.draw(per_rank, turn, rng) for turn in range(draws)])
+    layers = [world.model.layers[number] for number in world.model.moe_layers]
+    none = np.zeros((draws, 1, chosen.parallel.ranks, 1), int)
+    counts = np.stack([seen[layer.part, layer.tokens][:, i] for i, layer in enumerate(layers)], 1) if layers else none
+    layers = np.tile(np.arange(counts.shape[1]), (draws, 1))
+    node = world.hardware.offer(chosen.node).node
+    sizes = [size for _, size in reach(node, world.hardware.fabric)]
+    distinct = distinct_blocks(world.routing, layout, chosen.parallel.etp, sizes) if world.model.moe_layers else {}
+    return Routed(counts=counts, layer_of=layers, distinct=distinct)
+
+
+def unfolded(
+    world: Scenario, chosen: Pool, batch: Batch, *, stage: int = 0, draws: int = 1, seed: int = 0
+) -> tuple[Schedule, Routed]:
+    """Lower one pass with every rank a row and every layer its own draw; home tokens must be whole."""
+    drawn = unfolded_draws(world, chosen, batch, draws=draws, seed=seed)
+    layout = arrange(world, chosen, tokens=int(batch.tokens.max()), seed=seed)
+    return lower(world, [chosen], stage, [layout], [batch], [[drawn]])[0], drawn
