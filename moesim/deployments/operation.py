@@ -91,7 +91,7 @@ def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
     emitted = np.array([policy.emitted for policy in batching])
     budget = np.array([float(policy.budget) for policy in batching])
     wanted = np.array([float(policy.max_batch) for policy in batching]) / stages
-    decoding = np.minimum(wanted, budget * output / (new * emitted + output))
+    decoding = np.minimum(wanted, budget * output / (new * emitted + output * (1 + speculated)))
     chunk = decoding * emitted * new / output
     return Operation(
         sequences=decoding * stages,

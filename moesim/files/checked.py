@@ -88,6 +88,13 @@ def refuse(file: str, problem: str, remedy: str = "", path: str = "") -> InputEr
     return InputError(file, [Fault(path=path, problem=problem, remedy=remedy)])
 
 
+def count(value: Tree, file: str, *, least: int = 1) -> int:
+    """Read a whole number that may not be below a least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise refuse(file, f"{shown(value)} is not a whole number of at least {least}", "write a count, such as 8")
+    return value
+
+
 def by_name(file: str, name: str, load: Callable[[], T]) -> T:
     """Load something by name; that there is no such name is the fault of the file that names it."""
     try:
@@ -151,7 +158,8 @@ class _Edge:
             case origin if origin is Literal:
                 return _leaf(_choice(arguments))
             case origin if origin is tuple:
-                return tuple[self.of(arguments[0]), ...]  # type: ignore[misc]
+                items = [item if item is Ellipsis else self.of(item) for item in arguments]
+                return tuple.__class_getitem__(tuple(items))
             case origin if origin is Mapping:
                 return Annotated[dict[str, self.of(arguments[1])], AfterValidator(MappingProxyType)]  # type: ignore[misc]
             case origin if origin in (Union, UnionType):
@@ -306,6 +314,8 @@ def _faults(detail: ErrorDetails, kind: type) -> Iterable[Fault]:
             yield Fault(path=path, problem=UNKNOWN_FIELD, remedy=nearest(str(place[-1]), known))
         case "invalid_key":
             yield Fault(path=path, problem="a field's name must be text", remedy="put it in quotes")
+        case "too_long":
+            yield Fault(path=path, problem=f"has {len(detail['input'])} items", remedy="leave out those too many")
         case "tuple_type":
             yield Fault(path=path, problem=f"{shown(detail['input'])} is not a list", remedy="write it as [a, b]")
         case "model_type" | "dict_type" if detail["input"] is None:

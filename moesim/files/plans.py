@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from types import MappingProxyType
 
-from moesim.files.checked import Readers, Rules, check, gather, not_positive, refuse, shown
+from moesim.files.checked import Readers, Rules, check, count, gather, refuse, shown
 from moesim.files.policies import policy_tree, read_policy
 from moesim.files.spaces import PLANNED_KINDS, ROLES
 from moesim.files.trees import Tree
@@ -35,6 +35,8 @@ def read_plan(tree: Tree, file: str, scenario: Scenario) -> Plan:
         (Pool, "role"): lambda value: _named(value, "role", ROLES, file),
         (Pool, "node"): lambda value: _named(value, "node on offer", nodes, file),
         (Pool, "framework"): lambda value: _named(value, "framework", tuple(scenario.frameworks), file),
+        (Pool, "replicas"): lambda value: count(value, file),
+        (Pool, "microbatch"): lambda value: count(value, file),
         (Pool, "precision"): lambda value: _precision(value, file),
         (Pool, "policies"): lambda value: _policies(value, file),
         (Pool, "adaptation"): lambda value: _adaptation(value, file),
@@ -109,9 +111,9 @@ def _degree_faults(parallel: Parallel, model: Model) -> Findings:
 
 
 def _head_faults(tp: int, model: Model) -> Findings:
-    for what, count in sorted(_heads(model)):
-        if count % tp:
-            yield "tp", f"{tp} does not divide {count} {what}", f"try {_near(tp, count)}"
+    for what, whole in sorted(_heads(model)):
+        if whole % tp:
+            yield "tp", f"{tp} does not divide {whole} {what}", f"try {_near(tp, whole)}"
 
 
 def _heads(model: Model) -> set[tuple[str, int]]:
@@ -152,7 +154,6 @@ def _expert_faults(parallel: Parallel, model: Model) -> Findings:
 
 
 def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
-    yield from not_positive(pool, "replicas", "microbatch")
     policy = make("alltoall", pool.policy("alltoall"))
     if policy.replicated and scenario.model.moe_layers and pool.parallel.dp > 1:
         name = pool.policy("alltoall").name
@@ -183,10 +184,10 @@ def _node_faults(plan: Plan, scenario: Scenario) -> Findings:
         needed[pool.node] += -(-pool.replicas * pool.parallel.gpus // gpus)
     if plan.pools:
         needed[plan.pools[0].node] += plan.spare_nodes
-    for node, count in needed.items():
+    for node, nodes in needed.items():
         offered = scenario.hardware.offer(node).max_nodes
-        if count > offered:
-            problem = f"need {count} nodes of {node}, spares included, and {offered} are on offer"
+        if nodes > offered:
+            problem = f"need {nodes} nodes of {node}, spares included, and {offered} are on offer"
             yield "pools", problem, "use fewer replicas or smaller degrees, or offer more nodes"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 
-from moesim.files.checked import gather, refuse, shown
+from moesim.files.checked import count, gather, refuse, shown
 from moesim.files.policies import read_alternatives
 from moesim.files.trees import Tree
 from moesim.ground.errors import nearest
@@ -92,12 +92,12 @@ def _reader(path: str, file: str, frameworks: Collection[str], nodes: Collection
         return lambda value: _one(_named(value, "node on offer", nodes, file))
     if section == "parallel":
         _known(field, DEGREES, file)
-        return lambda value: _one(_count(value, 1, file))
+        return lambda value: _one(count(value, file))
     if section == "precision":
         _known(field, TENSORS, file)
         return lambda value: _one(_named(value, "storage format", BITS, file))
     _known(name, COUNTS, file, also=("pools", "node", "framework", "parallel.ep", "precision.experts", *kinds()))
-    return lambda value: _one(_count(value, 0 if name == "spare_nodes" else 1, file))
+    return lambda value: _one(count(value, file, least=0 if name == "spare_nodes" else 1))
 
 
 def _one(value: object) -> Iterator[object]:
@@ -129,9 +129,3 @@ def _roles(value: Tree, file: str) -> str:
         if role not in ROLES:
             raise refuse(file, f"no role is called `{role}`", nearest(role, ROLES))
     return str(value)
-
-
-def _count(value: Tree, least: int, file: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise refuse(file, f"{shown(value)} is not a whole number of at least {least}", "write a count, such as 8")
-    return value

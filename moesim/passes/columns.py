@@ -13,6 +13,8 @@ from jaxtyping import Shaped
 
 from moesim.passes.folding import CLASSES
 from moesim.plans.plan import Pool
+from moesim.policies.finding import make
+from moesim.policies.protocols import Batching
 from moesim.world.hardware import Node, Tier, reach, tier_between
 from moesim.world.model import Model
 
@@ -96,6 +98,7 @@ def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
     exceed = tuple(degree > 1 for degree in (p.dp, p.tp, p.cp, p.ep, p.etp, p.edp))
     crosses = tuple(sorted(group_tiers(pool, node, fabric).items()))
     wide = p.ep * p.etp > node.gpus
+    batching: Batching = make("batching", pool.policy("batching"))
     return (
         pool.node,
         pool.framework,
@@ -106,7 +109,7 @@ def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
         min(p.ep * p.etp, CLASSES),
         tuple(sorted(pool.precision.items())),
         tuple((kind, policy) for kind, policy in sorted(pool.policies.items()) if kind not in ("placement", "batching")),
-        pool.policy("batching").settings.get("speculated", 0),
+        batching.speculated,
     )
 
 

@@ -155,7 +155,7 @@ class _Run(Generic[Wants]):
             for queue in streams.values():
                 self.clock.process(self._stream(queue, rank))
         self.clock.run()
-        return Records(start=np.array(self.start), finish=np.array(self.finish))
+        return Records(start=np.array(self.start, float), finish=np.array(self.finish, float))
 
     def _stream(self, queue: Sequence[int], rank: int) -> Steps:
         for number in queue:

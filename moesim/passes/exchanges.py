@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from moesim.passes.columns import Columns, Sizes
 from moesim.passes.folding import classes, fold
@@ -165,26 +165,83 @@ def _exchanges(
     block = p.ep * p.etp
     if policy.replicated or block == 1:
         return (), (), ()
-    owners, own_block = _owners(layout, p.etp, block, counts.shape[1])
-    if routed.alike:
-        rows = totals / block
-        sizes = np.ones_like(rows)
-    else:
-        rows = _block_rows(counts, totals, expert_of_slot, owners[: layout.rank_of_slot.size, 0], topology.gpus_per_node)
-        sizes = np.broadcast_to(own_block[:, None, :], rows.shape).astype(float)
-    dispatch = Exchange(
-        rows=rows,
-        ranks_of_slot=owners,
-        ranks=block * counts.shape[1],
-        row=moe.input_dim * _element(pool, "dispatch"),
-        reverse=False,
-        tokens=tokens,
-        distinct=routed.distinct,
-    )
-    combine = replace(dispatch, row=moe.input_dim * _element(pool, "combine"), reverse=True)
+    owners = layout.rank_of_slot[:, None] * p.etp + np.arange(p.etp)
+    parts = []
+    for number in range(counts.shape[1]):
+        members = slice(number * block, (number + 1) * block) if tokens.shape[-1] > 1 else slice(None)
+        dispatch = Exchange(
+            rows=(
+                totals[:, :, number, None] / block
+                if routed.alike
+                else _block_rows(
+                    counts[:, number], totals[:, :, number], expert_of_slot, owners[:, 0], topology, number
+                )
+            ),
+            ranks_of_slot=owners,
+            ranks=block,
+            row=moe.input_dim * _element(pool, "dispatch"),
+            reverse=False,
+            tokens=tokens[..., members],
+            distinct=routed.distinct,
+        )
+        parts.append(_block_phases(policy, dispatch, moe.input_dim * _element(pool, "combine"), topology, gated.sizes))
+    sizes, dispatched, combined = (_side_by_side(phases) for phases in zip(*parts, strict=True))
+    return sizes, dispatched, combined
+
+
+def _block_rows(
+    counts: Shaped[np.ndarray, "draw rank expert"],
+    totals: Int[np.ndarray, "slot draw"],
+    expert_of_slot: Int[np.ndarray, "draw slot"],
+    owner: Int[np.ndarray, "slot"],
+    topology: Topology,
+    number: int,
+) -> Shaped[np.ndarray, "slot draw rank"]:
+    """Rows from every rank of expert block `number` to every slot of it."""
+    first = number * counts.shape[1]
+    node_of_rank = (first + np.arange(counts.shape[1])) // topology.gpus_per_node
+    node_of_slot = (first + owner) // topology.gpus_per_node
+    return source_rows(counts, totals, expert_of_slot, node_of_rank, node_of_slot)
+
+
+def _block_phases(
+    policy: AllToAllPolicy, dispatch: Exchange, combined_row: float, topology: Topology, counted: bool
+) -> tuple[tuple[Phase, ...], tuple[Phase, ...], tuple[Phase, ...]]:
+    """Return one block's phases: the exchange of row counts if there is one, dispatch, combine."""
     linear: AllToAllPolicy = make("alltoall", Policy(name="linear"))
-    counted = linear(replace(dispatch, rows=sizes, row=SIZE_MESSAGE), topology.reach) if gated.sizes else ()
-    return counted, policy(dispatch, topology.reach), policy(combine, topology.reach)
+    counts = replace(dispatch, rows=np.ones_like(dispatch.rows, dtype=float), row=SIZE_MESSAGE)
+    return (
+        linear(counts, topology.reach) if counted else (),
+        policy(dispatch, topology.reach),
+        policy(replace(dispatch, row=combined_row, reverse=True), topology.reach),
+    )
+
+
+def _side_by_side(blocks: Sequence[tuple[Phase, ...]]) -> tuple[Phase, ...]:
+    """Join the phases of expert blocks along the ranks."""
+    return blocks[0] if len(blocks) == 1 else tuple(_joined(phases, -1) for phases in zip(*blocks, strict=True))
+
+
+def _joined(phases: Sequence[Phase], axis: int) -> Phase:
+    """Join one phase's sizes along an axis."""
+    ops = [phase.op for phase in phases]
+    first = ops[0]
+    if isinstance(first, AllToAll):
+        exchanges = [op for op in ops if isinstance(op, AllToAll)]
+        columns = {
+            name: _concatenated([getattr(op, name) for op in exchanges], axis)
+            for name in ("sent", "received", "messages")
+        }
+        return replace(phases[0], op=replace(first, **columns))
+    traffic = [op.traffic for op in ops if isinstance(op, Elementwise)]
+    return replace(phases[0], op=Elementwise(traffic=_concatenated(traffic, axis)))
+
+
+def _concatenated(sizes: Sequence[Shaped[np.ndarray, "..."]], axis: int) -> Shaped[np.ndarray, "..."]:
+    """Join sizes; along the ranks, sizes that are alike on all of them stay so."""
+    if axis == -1 and all(size.shape[-1] == 1 for size in sizes):
+        return sizes[0]
+    return np.concatenate(sizes, axis=axis)
 
 
 def _element(pool: Pool, direction: str) -> float:
@@ -192,43 +249,16 @@ def _element(pool: Pool, direction: str) -> float:
     return bytes_of(pool.precision.get(direction, "bf16"))
 
 
-def _owners(
-    layout: Layout, etp: int, block: int, blocks: int
-) -> tuple[Int[np.ndarray, "target copies"], Bool[np.ndarray, "target rank"]]:
-    """Number the ranks that own each slot of every block, and say which ranks may send to it."""
-    base = layout.rank_of_slot[:, None] * etp + np.arange(etp)
-    owners = np.concatenate([base + number * block for number in range(blocks)])
-    block_of_rank = np.arange(block * blocks) // block
-    return owners, owners[:, :1] // block == block_of_rank
-
-
-def _block_rows(
-    counts: Shaped[np.ndarray, "draw block member expert"],
-    totals: Int[np.ndarray, "slot draw block"],
-    expert_of_slot: Int[np.ndarray, "draw slot"],
-    owner: Int[np.ndarray, "slot"],
-    gpus_per_node: int,
-) -> Shaped[np.ndarray, "target draw source"]:
-    """Rows from every rank of a stage to every slot of its own block; slots of other blocks get none."""
-    draws, blocks, size, _ = counts.shape
-    slots = totals.shape[0]
-    rows = np.zeros((blocks * slots, draws, blocks * size), counts.dtype)
-    for b in range(blocks):
-        node_of_rank = (b * size + np.arange(size)) // gpus_per_node
-        node_of_slot = (b * size + owner) // gpus_per_node
-        rows[b * slots : (b + 1) * slots, :, b * size : (b + 1) * size] = source_rows(
-            counts[:, b], totals[:, :, b], expert_of_slot, node_of_rank, node_of_slot
-        )
-    return rows
-
-
 def _kept(phase: Phase, chosen: Int[np.ndarray, "draw class"]) -> Phase:
     """Keep the chosen ranks of one phase and give its sizes a plan axis of size 1 before draw and rank."""
     op = phase.op
     if isinstance(op, AllToAll):
-        sent, received = (np.expand_dims(fold(size, chosen), 1) for size in (op.sent, op.received))
-        messages = np.broadcast_to(op.messages.reshape(len(op.tiers), 1, 1, -1)[..., :1], (len(op.tiers), 1, 1, 1))
-        return replace(phase, op=replace(op, sent=sent, received=received, messages=messages))
+        messages = op.messages.reshape(len(op.tiers), -1, op.messages.shape[-1])
+        kept = {
+            name: fold(size, chosen)[:, None]
+            for name, size in (("sent", op.sent), ("received", op.received), ("messages", messages))
+        }
+        return replace(phase, op=replace(op, **kept))
     assert isinstance(op, Elementwise)
     return replace(phase, op=Elementwise(traffic=fold(op.traffic, chosen)[None]))
 
@@ -248,19 +278,5 @@ def _stacked(parts: Sequence[Mixture]) -> Mixture:
 
 
 def _stacked_phases(plans: Sequence[tuple[Phase, ...]]) -> tuple[Phase, ...]:
-    """Stack each phase over plans of one structure, which have the same phases."""
-    return tuple(_stacked_phase(phases) for phases in zip(*plans, strict=True))
-
-
-def _stacked_phase(phases: Sequence[Phase]) -> Phase:
-    ops = [phase.op for phase in phases]
-    first = ops[0]
-    if isinstance(first, AllToAll):
-        exchanges = [op for op in ops if isinstance(op, AllToAll)]
-        columns = {
-            name: np.concatenate([getattr(op, name) for op in exchanges], axis=1)
-            for name in ("sent", "received", "messages")
-        }
-        return replace(phases[0], op=replace(first, **columns))
-    traffic = [op.traffic for op in ops if isinstance(op, Elementwise)]
-    return replace(phases[0], op=Elementwise(traffic=np.concatenate(traffic)))
+    """Stack each phase over plans of one structure, which have the same phases; the plan axis is third from last."""
+    return tuple(_joined(phases, -3) for phases in zip(*plans, strict=True))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from moesim.ground.clock import Event
 from moesim.ground.units import BytesPerSecond, Seconds
-
 
 Wants = TypeVar("Wants")
 Want = tuple[BytesPerSecond, float]
@@ -52,6 +51,7 @@ class Flow(Generic[Wants]):
         self.alarm = inf
 
 
+@runtime_checkable
 class Sharing(Protocol[Wants]):
     """Something that flows under way hold each other up at."""
 
@@ -136,8 +136,8 @@ class Links:
 class CoLinks:
     """Links shared max-min among coflows, all links at once."""
 
-    def __init__(self, capacity: Sequence[BytesPerSecond]) -> None:
-        self._capacity = np.array(capacity)
+    def __init__(self, capacity: CoflowWants) -> None:
+        self._capacity = capacity
         self._wants: dict[Flow[CoflowWants], Float[np.ndarray, "link"]] = {}
         self._share: dict[Flow[CoflowWants], float] = {}
         self._touched = False
@@ -181,7 +181,8 @@ def shares(capacity: CoflowWants, wants: Float[np.ndarray, "flow link"]) -> Floa
     left = capacity - np.cumsum(ascending, axis=0) + ascending
     levels = (left / np.arange(flows, 0, -1)[:, np.newaxis]).max(axis=0, initial=0.0)
     relative = np.divide(levels, wants, out=np.ones_like(wants), where=wants > levels)
-    return relative.min(axis=1)
+    smallest: Float[np.ndarray, "flow"] = relative.min(axis=1)
+    return smallest
 
 
 @final

@@ -63,7 +63,7 @@ def classes(rows: Shaped[np.ndarray, "slot draw rank"], number: int = CLASSES) -
 
 def fold(
     size: Shaped[np.ndarray, "... draw rank"], chosen: Int[np.ndarray, "draw class"]
-) -> Shaped[np.ndarray, "... draw class"]:
+) -> Shaped[np.ndarray, "..."]:
     """Keep the chosen ranks of a size; a size-1 rank axis stays as it is.
 
     Examples

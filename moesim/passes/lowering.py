@@ -25,7 +25,7 @@ from moesim.passes.presence import kind_of
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Gating, Overlap, Placement
+from moesim.policies.protocols import AllToAllPolicy, Batching, Gating, Overlap, Placement
 from moesim.schedules.ops import Elementwise, Gemm, Send
 from moesim.schedules.schedule import Schedule, relayered, series
 from moesim.world.hardware import Node, Tier, reach
@@ -58,7 +58,7 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
         capacity=np.full((layers, moe.experts), gating.capacity(tokens, moe.experts, moe.topk)),
         resident=np.ones((layers, slots), bool),
         r=np.ones(layers, int),
-        degree=np.full(layers, int(pool.policy("overlap").settings.get("degree", 1))),
+        degree=np.ones(layers, int),
         alltoall=(pool.policy("alltoall").name,) * layers,
     )
 
@@ -190,6 +190,7 @@ def lower(
     node = scenario.hardware.offer(pools[0].node).node
     overlap: Overlap = make("overlap", pools[0].policy("overlap"))
     alltoall: AllToAllPolicy = make("alltoall", pools[0].policy("alltoall"))
+    batching: Batching = make("batching", pools[0].policy("batching"))
     folded = all(drawn.alike for drawn in routed[0])
     halves = [
         _lower_batch(
@@ -202,7 +203,7 @@ def lower(
                 routed=tuple(drawn),
                 batch=batch,
                 stage=stage,
-                speculated=float(pools[0].policy("batching").settings.get("speculated", 0)),
+                speculated=float(batching.speculated),
                 overlap=overlap,
                 replicated=alltoall.replicated,
             )

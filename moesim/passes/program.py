@@ -238,7 +238,9 @@ def _ends(form: Structure, orders: Sequence[Order]) -> tuple[int, ...]:
     on: dict[str, int] = {}
     for task, stream in enumerate(form.streams):
         on[stream] = on.get(stream, 0) | 1 << task
-    return tuple(_needed({bits.bit_length() - 1: tuple(_last(order, bits) for order in orders) for bits in on.values()}))
+    return tuple(
+        _needed({bits.bit_length() - 1: tuple(_last(order, bits) for order in orders) for bits in on.values()})
+    )
 
 
 def _last(order: Order, stream: int) -> int:

@@ -89,7 +89,9 @@ def contention(priced: Priced) -> Contention:
         bits = sum(1 << task for task, demand in enumerate(demands) if some[id(demand)])
         if bits:
             users.append((tier, tuple(link.link_of_rank.tolist()), bits))
-    slowdown = tuple((kind, other, by) for kind, others in priced.slowdown.items() for other, by in others.items() if by)
+    slowdown = tuple(
+        (kind, other, by) for kind, others in priced.slowdown.items() for other, by in others.items() if by
+    )
     kinds = tuple(KIND_OF_OP.get(type(task.op).__name__, "") for task in priced.schedule.tasks) if slowdown else ()
     return _contention(compiled(priced.schedule), kinds, slowdown, tuple(users))
 
@@ -196,7 +198,7 @@ def stretch(priced: Priced, met: Contention, start: Times, finish: Times) -> Flo
     """
     length = finish - start
     inverse = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0.0)
-    factor = 1.0 + _slowed(met, start, finish) * inverse
+    factor: Times = 1.0 + _slowed(met, start, finish) * inverse
     for crossing in met.crossings:
         lost = _held_up(priced, met, crossing, start, finish)
         factor[crossing.tasks] *= 1.0 + lost * inverse[crossing.tasks]
@@ -223,15 +225,13 @@ def _held_up(priced: Priced, met: Contention, crossing: Crossing, start: Times, 
     start, finish = start[crossing.tasks], finish[crossing.tasks]
     loads = _loads(priced, met, crossing, start.shape)
     if crossing.tasks.shape[1] == crossing.view.ranks.shape[1] == 1:
-        over = np.maximum.reduce([load - 1.0 for load in loads.values()])
-        return _excess(over) * (finish - start)
+        lost: Times = _excess(np.maximum.reduce(list(loads.values())) - 1.0) * (finish - start)
+        return lost
     view = crossing.view
     moments = np.concatenate((_laid_out(start[..., view.ranks]), _laid_out(finish[..., view.ranks])))
     order = moments.argsort(axis=0)
     moments = np.take_along_axis(moments, order, axis=0)
-    over = {
-        tier: _excess(_running(load[..., view.ranks] * view.on[tier], order) - 1.0) for tier, load in loads.items()
-    }
+    over = {tier: _excess(_running(load[..., view.ranks] * view.on[tier], order) - 1.0) for tier, load in loads.items()}
     lost = np.empty(start.shape)
     for tiers in set(crossing.tiers):
         area = _area(moments, np.maximum.reduce([over[tier] for tier in tiers]), order)
@@ -275,8 +275,9 @@ def _area(moments: Times, over: Times, order: Int[np.ndarray, "..."]) -> Times:
     area, until = np.zeros_like(moments), np.empty_like(moments)
     np.cumsum(over[:-1] * np.diff(moments, axis=0), axis=0, out=area[1:])
     np.put_along_axis(until, order, area, axis=0)
-    starts, finishes = np.split(until, 2)
-    return finishes - starts
+    half = len(until) // 2
+    lost: Times = until[half:] - until[:half]
+    return lost
 
 
 def _own(lost: Times, view: View, shape: tuple[int, ...]) -> Times:

@@ -108,9 +108,7 @@ def _block(priced: Priced, axis: int, block: slice) -> Priced:
         priced,
         duration=tuple(_cut(duration, axis, block) for duration in priced.duration),
         demand={tier: tuple(_cut(demand, axis, block) for demand in its) for tier, its in priced.demand.items()},
-        links={
-            tier: replace(link, members=_cut(link.members, axis, block)) for tier, link in priced.links.items()
-        },
+        links={tier: replace(link, members=_cut(link.members, axis, block)) for tier, link in priced.links.items()},
     )
 
 

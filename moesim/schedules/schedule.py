@@ -68,7 +68,7 @@ class Schedule:
     @property
     def rows(self) -> int:
         """Rows of the rank axis."""
-        return self.count.shape[-1]
+        return int(self.count.shape[-1])
 
 
 def _merged(name: str, schedules: Iterable[Mapping[str, _Labels]]) -> Mapping[str, _Labels]:
@@ -197,8 +197,8 @@ class Priced:
     """
 
     schedule: Schedule
-    duration: tuple[Float[np.ndarray, "... rank"], ...]
-    demand: Mapping[str, tuple[Float[np.ndarray, "... rank"], ...]] = field(
+    duration: tuple[Float[np.ndarray, "... #rank"], ...]
+    demand: Mapping[str, tuple[Float[np.ndarray, "... #rank"], ...]] = field(
         default_factory=lambda: MappingProxyType({})
     )
     links: Mapping[str, Link] = field(default_factory=lambda: MappingProxyType({}))

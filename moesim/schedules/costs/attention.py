@@ -175,7 +175,8 @@ def prefill(needs: Needs, *, params: Params, processors: int) -> Time:
     Examples
     --------
     >>> zero, one = np.zeros(1), np.ones(1)
-    >>> needs = Needs(work=80 * one, surplus=zero, traffic=zero, chain=one, padded=zero, blocks=one, pieces=zero, width=64.0)
+    >>> needs = Needs(work=80 * one, surplus=zero, traffic=zero, chain=one, padded=zero, blocks=one, pieces=zero,
+    ...               width=64.0)
     >>> prefill(needs, params={"launch": 1.0, "peak": 16.0, "bandwidth": 1.0, "half_width": 64.0, "diagonal": 64.0,
     ...                        "tail": 0.0, "p": 2.0}, processors=10)
     array([11.])
@@ -211,8 +212,8 @@ def decode(needs: Needs, *, params: Params, processors: int) -> Time:
     >>> zero, one = np.zeros(1), np.ones(1)
     >>> needs = Needs(work=zero, surplus=zero, traffic=80 * one, chain=zero, padded=zero, blocks=2 * one, pieces=zero,
     ...               width=64.0)
-    >>> decode(needs, params={"launch": 1.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 5.0, "head_tile": 16.0,
-    ...                       "overhead": 0.0, "p": 2.0}, processors=10)
+    >>> decode(needs, params={"launch": 1.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 5.0,
+    ...                       "head_tile": 16.0, "overhead": 0.0, "p": 2.0}, processors=10)
     array([11.])
     """
     filled = norm(4.0, needs.work, params["head_tile"] * needs.padded)

@@ -58,8 +58,7 @@ def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tie
         time = moved[i] / (fit["efficiency"] * tier.bandwidth)
         time = np.add(time, start, out=fitting(time, start))
         slowest = time if slowest is None else np.maximum(slowest, time, out=fitting(slowest, time))
-    assert slowest is not None
-    return slowest
+    return np.asarray(slowest)
 
 
 def all_to_all_loads(
@@ -85,13 +84,13 @@ def wire_bytes(size: Size, ranks: Size, form: str) -> Time:
     >>> wire_bytes(np.array([8.0]), np.array([4.0]), "all_reduce")
     array([12.])
     """
-    return size * (ROUNDS[form] * (ranks - 1) / ranks)
+    return np.asarray(size * (ROUNDS[form] * (ranks - 1) / ranks))
 
 
 def _eighth(value: Time) -> Time:
     square = value * value
     fourth = square * square
-    return fourth * fourth
+    return np.asarray(fourth * fourth)
 
 
 def softest(times: Sequence[Time]) -> Time:
@@ -112,9 +111,7 @@ def softest(times: Sequence[Time]) -> Time:
 def _per_byte(ranks: Size, form: str, params: Params, bandwidth: BytesPerSecond) -> list[Time]:
     """Seconds per byte of the buffer by protocol: the local copy of a chunk, and the chunk's trips around the ring."""
     trips = ROUNDS[form] * (ranks - 1)
-    return [
-        (params["copy"] + trips / (params[f"{name}_efficiency"] * bandwidth)) / ranks for name in PROTOCOLS
-    ]
+    return [(params["copy"] + trips / (params[f"{name}_efficiency"] * bandwidth)) / ranks for name in PROTOCOLS]
 
 
 def reduce(size: Size, ranks: Size, *, form: str, params: Params, tier: Tier) -> Time:

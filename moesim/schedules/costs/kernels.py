@@ -44,19 +44,22 @@ def norm(p: float, *times: Time) -> Time:
     >>> norm(2.0, np.array([3.0]), np.array([4.0]))
     array([5.])
     """
+    joined: Time
     if p == 2.0:
-        total = sum(time * time for time in times)
-        return np.sqrt(np.asarray(total))
-    if p == 4.0:
-        return np.sqrt(norm(2.0, *(time * time for time in times)))
-    return np.asarray(sum(time**p for time in times) ** (1 / p))
+        joined = np.sqrt(np.asarray(sum(time * time for time in times)))
+    elif p == 4.0:
+        joined = np.sqrt(norm(2.0, *(time * time for time in times)))
+    else:
+        joined = np.asarray(sum(time**p for time in times) ** (1 / p))
+    return joined
 
 
 def tile_rate(rows: int, columns: Size, params: Params, processors: int) -> Time:
     """Seconds one processor spends on a tile per unit of k: its work over its share of the peak, more if it is small.
 
-    2 x rows x columns / (peak / processors) x (1 + thin x max(phi - 1, 0)), phi = (1/rows + 1/columns) / (1/128 + 1/256):
-    operands read per multiplied pair, against the tile that reaches the peak.
+    2 x rows x columns / (peak / processors) x (1 + thin x max(phi - 1, 0)),
+    phi = (1/rows + 1/columns) / (1/128 + 1/256): operands read per multiplied pair, against the tile that reaches
+    the peak.
 
     Examples
     --------
@@ -103,7 +106,8 @@ def throttled(tensor: Time, params: Params) -> Time:
 def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Params, processors: int) -> Time:
     """A dense product takes its launch, and then the slower of tensor cores and memory, in the best of several tilings.
 
-    launch + min over (columns, cuts) of norm_p(tensor, memory, panel) + (2 + operand) m k / quantize_bandwidth [operand < 2]
+    launch + min over (columns, cuts) of norm_p(tensor, memory, panel)
+           + (2 + operand) m k / quantize_bandwidth [operand < 2]
 
     tensor = throttled(min over rows of max(1, waves + tail) x (k / cuts x tile_rate + overhead))
     waves  = max(1, m / rows) x panels / processors,  panels = ceil(n / columns) x cuts
@@ -224,7 +228,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     tensor = tiles * (panels / processors) + params["tail"] * smallest
     tensor = throttled(np.maximum(tensor, smallest, out=tensor), params)
     memory = active * (weights / params["bandwidth"])
-    time = norm(params["p"], tensor, memory, weights / (panels * params["block_bandwidth"]))
+    time: Time = norm(params["p"], tensor, memory, weights / (panels * params["block_bandwidth"]))
     time += total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
     time *= active > 0
     time += params["launch"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from types import EllipsisType, MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -21,10 +21,13 @@ from moesim.schedules.ops import Op
 from moesim.schedules.schedule import Link, Priced, Schedule
 from moesim.world.hardware import Fit, Node, Tier
 
-BLOCK = 2**14
-"""Elements priced at a time: 128 KiB an array, so that a dozen intermediates stay in a core's cache."""
+STACK = 2**14
+"""Elements up to which ops are copied together: beyond, one op's work hides the cost of a call."""
+BLOCK = 2**17
+"""Elements above which an op is priced in pieces: 1 MiB an array, so that its intermediates stay in the cache."""
 
 _Prices = dict[int, tuple[Time, Demand]]
+_Place = tuple[EllipsisType | slice, ...]
 
 
 def price(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
@@ -51,7 +54,7 @@ def price(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
     >>> from moesim.schedules.ops import fixed
     >>> from moesim.schedules.schedule import Task
     >>> from moesim.world.hardware import Device
-    >>> device = Device(name="d", memory=1.0, bandwidth=1.0, power=1.0, processors=1, cache=0.0, flop_rate={"bf16": 1.0})
+    >>> device = Device(name="d", memory=1, bandwidth=1, power=1, processors=1, cache=0, flop_rate={"bf16": 1.0})
     >>> node = Node(name="n", device=device, gpus=1, tiers=(), host_memory=0.0, power=0.0)
     >>> price(Schedule(tasks=(Task(name="embed", stream="compute", op=fixed(2.0)),), out=(0,)), node, ()).duration
     (array([2.]),)
@@ -75,6 +78,7 @@ def _priced_ops(ops: Sequence[Op], machine: Machine) -> _Prices:
     prices: _Prices = {}
     for alike in _alike(ops):
         times, demands = _priced_alike(alike, form_of(alike[0]), machine)
+        demands = {name: sizes.astype(np.float64, copy=False) for name, sizes in demands.items()}
         for i, op in enumerate(alike):
             prices[id(op)] = (times[i], {name: sizes[i] for name, sizes in demands.items()})
     return prices
@@ -93,22 +97,44 @@ def _alike(ops: Sequence[Op]) -> list[list[Op]]:
 def _priced_alike(ops: Sequence[Op], form: Form, machine: Machine) -> tuple[Time, Demand]:
     """Price ops that can be stacked, a block at a time, into one array with an op axis before the leading ones.
 
-    The results of a block are copied to where they stay while they are in the cache: few large arrays cost far fewer
-    page faults than many small ones, which is most of the time where ranks are many.
+    A block's results are copied to where they stay while they are in the cache: a few large arrays cost far fewer page
+    faults than many small ones, which would be most of the time where ranks are many.
     """
     largest = max(getattr(ops[0], name).size for name in form.sizes)
-    room = max(BLOCK // largest, 1)
+    room = max(STACK // largest, 1)
+    if room >= len(ops) and largest <= BLOCK:
+        return form.price(_stacked(ops, form), machine)
     kept: list[Size] = []
+    demand: Demand = {}
     for first in range(0, len(ops), room):
-        time, demand = form.price(_stacked(ops[first : first + room], form), machine)
-        results = (time, *demand.values())
-        if room >= len(ops):
-            return time, demand
-        if not kept:
-            kept = [np.empty((len(ops), *result.shape[1:])) for result in results]
-        for place, result in zip(kept, results, strict=True):
-            place[first : first + room] = result
+        chunk = slice(first, first + room)
+        for piece, places, shape in _pieces(_stacked(ops[chunk], form), form):
+            time, demand = form.price(piece, machine)
+            results = (time, *demand.values())
+            if not kept:
+                kept = [np.empty((len(ops), *(shape or result.shape[1:]))) for result in results]
+            for place, result in zip(kept, results, strict=True):
+                place[chunk][places] = result
     return kept[0], dict(zip(demand, kept[1:], strict=True))
+
+
+def _pieces(op: Op, form: Form) -> Iterator[tuple[Op, _Place, tuple[int, ...]]]:
+    """Cut a stacked op along its longest axis into pieces of a block; give each its place, and the shape of one op.
+
+    An op that needs no cutting comes back whole, with no shape: its result says it.
+    """
+    sizes = {name: getattr(op, name) for name in form.sizes}
+    lead = np.broadcast_shapes(*(size.shape[int(name in form.inner) :] for name, size in sizes.items()))
+    largest = max(size.size for size in sizes.values())
+    if largest <= BLOCK:
+        yield op, (...,), ()
+        return
+    longest = int(np.argmax(lead)) - len(lead)
+    step = max(lead[longest] * BLOCK // largest, 1)
+    for first in range(0, lead[longest], step):
+        cut: _Place = (..., slice(first, first + step), *[slice(None)] * (-longest - 1))
+        parts = {name: size[cut] if size.shape[longest] > 1 else size for name, size in sizes.items()}
+        yield replace(op, **parts), cut, lead[1:]
 
 
 def _stacked(ops: Sequence[Op], form: Form) -> Op:

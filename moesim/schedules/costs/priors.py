@@ -108,7 +108,9 @@ def compute_dtype(device: Device, dtype: str) -> str:
     for candidate in (*COMPUTE_OF[dtype], "bf16", "fp16", "fp32"):
         if candidate in device.flop_rate:
             return candidate
-    raise MoesimError(f"device `{device.name}` has no flop_rate for `{dtype}` or a wider dtype; it has {sorted(device.flop_rate)}")
+    raise MoesimError(
+        f"device `{device.name}` has no flop_rate for `{dtype}` or a wider dtype; it has {sorted(device.flop_rate)}"
+    )
 
 
 def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit:

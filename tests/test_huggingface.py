@@ -1,0 +1,178 @@
+"""Real configuration files, and what is wrong with broken ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesim.files.architectures import ARCHITECTURES
+from moesim.files.huggingface import read_config
+from moesim.files.models import model_names
+from moesim.files.yaml import load_model
+from moesim.ground.errors import ModelError
+from moesim.world.model import Window, active_parameters, parameters
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "model_configs"
+FILES = sorted(SHARED.glob("*.json"))
+
+MIXTRAL = {
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32000,
+}
+
+QWEN3_MOE_AND_KIMI = {  # figures in the models' names or cards, in billions, and half of their last digit
+    "Qwen--Qwen3-30B-A3B": (30.5, 0.05, 3, 0.5),  # the card says 3.3B, ours are 3.04B and 3.35B with the embedding
+    "Qwen--Qwen3-235B-A22B": (235, 0.5, 22, 0.5),
+    "moonshotai--Kimi-K2-Instruct": (1000, 50, 32, 0.5),  # "1T", "32B"
+}
+
+
+def known(file: Path) -> bool:
+    return json.loads(file.read_text())["model_type"] in ARCHITECTURES
+
+
+def fields_of(config: dict) -> str:
+    with pytest.raises(ModelError) as refusal:
+        read_config(config, "mine", "config.json")
+    return str(refusal.value)
+
+
+@pytest.mark.skipif(not FILES, reason=f"no real configuration files in {SHARED}")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_real_file_loads_or_names_what_could_not_be_placed(file):
+    if known(file):
+        model = load_model(file)
+        assert parameters(model) > active_parameters(model) > 1e9
+        return
+    with pytest.raises(ModelError) as refusal:
+        load_model(file)
+    assert "unknown architecture" in str(refusal.value)
+    assert "hidden_size = " in str(refusal.value)
+
+
+@pytest.mark.skipif(not FILES, reason=f"no real configuration files in {SHARED}")
+@pytest.mark.parametrize("name", [name for name in model_names() if name.split("/")[0] not in ("microsoft", "facebook")])
+def test_the_built_in_copy_is_the_real_file(name):
+    real, built_in = load_model(SHARED / f"{name.replace('/', '--')}.json"), load_model(name)
+    assert (real.layers, real.vocab, real.tied, real.mtp) == (
+        built_in.layers,
+        built_in.vocab,
+        built_in.tied,
+        built_in.mtp,
+    )
+    assert real.dtype_of == built_in.dtype_of
+
+
+@pytest.mark.skipif(not FILES, reason=f"no real configuration files in {SHARED}")
+@pytest.mark.parametrize("name", sorted(QWEN3_MOE_AND_KIMI))
+def test_parameters_of_further_real_files(name):
+    total, total_digit, active, active_digit = QWEN3_MOE_AND_KIMI[name]
+    model = load_model(SHARED / f"{name}.json")
+    assert abs(parameters(model) / 1e9 - total) <= max(0.01 * total, total_digit)
+    counted = [active_parameters(model), active_parameters(model) + model.vocab * model.dim]
+    assert min(abs(count / 1e9 - active) for count in counted) <= max(0.01 * active, active_digit)
+
+
+def test_fields_that_say_nothing_about_the_architecture_are_passed_over():
+    assert read_config(MIXTRAL | {"rope_theta": 1e6, "bos_token_id": 1}, "mine", "config.json").name == "mine"
+
+
+def test_a_sliding_window_holds_in_every_layer():
+    model = read_config(MIXTRAL | {"sliding_window": 4096}, "mine", "config.json")
+    assert all(isinstance(layer.attention, Window) for layer in model.layers)
+
+
+def test_block_fp8_is_told_from_plain_fp8():
+    def formats(**quantization):
+        return read_config(MIXTRAL | {"quantization_config": quantization}, "mine", "config.json").dtype_of
+
+    assert formats(quant_method="fp8", weight_block_size=[128, 128])["experts"] == "fp8_block"
+    assert formats(quant_method="fp8")["experts"] == "fp8"
+    kept = formats(quant_method="fp8", modules_to_not_convert=["model.layers.0.self_attn"])
+    assert (kept["experts"], kept["attention"], kept["dense"]) == ("fp8", "bf16", "fp8")
+
+
+def test_an_unknown_architecture_names_its_fields():
+    message = fields_of({"model_type": "mixtrall", "hidden_size": 12, "num_experts": 3, "norm_topk_prob": True})
+    assert message == (
+        "config.json: model_type: `mixtrall` is an unknown architecture, so its fields could not be placed:"
+        " hidden_size = 12, num_experts = 3; describe its layers in YAML, or did you mean `mixtral`?"
+    )
+
+
+def test_a_file_of_something_else_is_refused():
+    assert fields_of({"vocab": 3}) == (
+        "config.json: model_type: is missing; give the `config.json` of a model, with its type"
+    )
+
+
+def test_all_missing_and_wrong_fields_are_named_at_once():
+    config = MIXTRAL | {"hidden_size": "4096", "num_local_experts": -8, "torch_dtype": "bfloat17"}
+    del config["vocab_size"]
+    assert fields_of(config).splitlines() == [
+        "config.json: torch_dtype: `bfloat17` is unknown; did you mean `bfloat16`?",
+        "config.json: vocab_size: is missing; give it",
+        "config.json: hidden_size: '4096' is text, not a whole number; write a plain count without a unit, such as 8",
+        "config.json: num_local_experts: -8 is negative; write a count, such as 8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok: 9 of 8 experts; choose at most 8"),
+        ({"num_attention_heads": 0}, "num_attention_heads: is zero; give more than zero"),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            "quantization_config.quant_method: `awq` is unknown; known: fp8, mxfp4",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [1, 32]}},
+            "quantization_config.weight_block_size: blocks of [1, 32] are unknown; known: [128, 128]",
+        ),
+        ({"quantization_config": 3}, "quantization_config: is not a section; give its `quant_method`"),
+    ],
+)
+def test_an_impossible_field_is_refused(change, message):
+    assert fields_of(MIXTRAL | change) == f"config.json: {message}"
+
+
+def test_a_list_of_layers_must_be_as_long_as_the_model():
+    config = {
+        "model_type": "gpt_oss",
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "head_dim": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 3,
+        "sliding_window": 16,
+        "vocab_size": 100,
+        "layer_types": ["full_attention", "sliding_attention"],
+    }
+    assert fields_of(config) == "config.json: layer_types: names 2 layers of 3; name every layer's attention"
+
+
+LEAF = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=5), st.just([1]))
+
+
+@given(st.dictionaries(st.sampled_from([*MIXTRAL, "quantization_config", "dtype", "text_config"]), LEAF))
+def test_no_damage_to_a_file_makes_a_traceback(change):
+    try:
+        read_config(MIXTRAL | change, "mine", "config.json")
+    except ModelError as refusal:
+        assert refusal.faults

@@ -1,0 +1,248 @@
+"""Parameters and KV bytes of the built-in models, against what their makers publish."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from moesim.files.models import model_names
+from moesim.files.yaml import load_model
+from moesim.world.model import (
+    Cross,
+    Gqa,
+    Linear,
+    Mla,
+    Unmodelled,
+    Window,
+    active_parameters,
+    bytes_of,
+    embedding_parameters,
+    expert_parameters,
+    kv_bytes,
+    kv_tokens,
+    parameters,
+    state_bytes,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Figures in billions. Where they are printed more coarsely than 1%, half of the last digit is allowed.
+
+    `counts_embedding`: whether the published active count includes the embedding, which is a look-up.
+    """
+
+    total: float
+    digit: float  # of the published total
+    active: float | None
+    active_digit: float
+    counts_embedding: bool
+    source: str
+
+
+PUBLISHED = {
+    "deepseek-ai/DeepSeek-V3": Published(
+        total=671,
+        digit=1,
+        active=37,
+        active_digit=1,
+        counts_embedding=False,
+        source="DeepSeek-V3 report, arXiv 2412.19437: 671B in all, 37B per token, the prediction module apart",
+    ),
+    "mistralai/Mixtral-8x7B-v0.1": Published(
+        total=46.7,
+        digit=0.1,
+        active=12.9,
+        active_digit=0.1,
+        counts_embedding=True,
+        source="Mistral AI's announcement of Mixtral 8x7B: 46.7B in all, 12.9B per token",
+    ),
+    "openai/gpt-oss-120b": Published(
+        total=116.83,
+        digit=0.01,
+        active=5.13,
+        active_digit=0.01,
+        counts_embedding=False,
+        source="gpt-oss model card, table 1: 116.83B in all, 5.13B active, unembedding counted and embedding not",
+    ),
+    "Qwen/Qwen3.5-397B-A17B": Published(
+        total=397,
+        digit=1,
+        active=17,
+        active_digit=1,
+        counts_embedding=True,
+        source="the model's name: 397B in all (vision tower included, about 0.5B), 17B active",
+    ),
+    "microsoft/SwinV2-MoE-S": Published(
+        total=0.157,
+        digit=0.001,
+        active=None,
+        active_digit=1,
+        counts_embedding=False,
+        source="ScMoE, arXiv 2404.05019, appendix A.8: 157M",
+    ),
+    "facebook/nllb-moe-54b": Published(
+        total=54.5,
+        digit=0.1,
+        active=None,
+        active_digit=1,
+        counts_embedding=True,
+        source="NLLB, arXiv 2207.04672: 54.5B in all; no active count is published",
+    ),
+    "Qwen/Qwen3-32B": Published(
+        total=32.8,
+        digit=0.1,
+        active=32.8,
+        active_digit=0.1,
+        counts_embedding=True,
+        source="Qwen3-32B model card: 32.8B (31.2B without the vocabulary)",
+    ),
+}
+
+MODELS = sorted(PUBLISHED)
+
+
+def allowance(figure: float, digit: float) -> float:
+    return max(0.01 * figure, digit / 2)
+
+
+def test_every_built_in_model_is_in_the_table():
+    assert set(model_names()) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_total_parameters_are_the_published_ones(name):
+    published = PUBLISHED[name]
+    counted = parameters(load_model(name)) / 1e9
+    assert abs(counted - published.total) <= allowance(published.total, published.digit), published.source
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if PUBLISHED[name].active])
+def test_active_parameters_are_the_published_ones(name):
+    published, model = PUBLISHED[name], load_model(name)
+    counted = active_parameters(model)
+    if published.counts_embedding and not model.tied:
+        counted += embedding_parameters(model)
+    assert abs(counted / 1e9 - published.active) <= allowance(published.active, published.active_digit), published.source
+
+
+def test_a_dense_model_uses_all_it_has_but_the_embedding():
+    model = load_model("Qwen/Qwen3-32B")
+    assert active_parameters(model) == parameters(model) - embedding_parameters(model)
+    assert model.moe_layers == ()
+
+
+def test_deepseek_v3_is_built_as_published():
+    model = load_model("deepseek-ai/DeepSeek-V3")
+    assert (len(model.layers), model.moe_layers, model.mtp) == (61, tuple(range(3, 61)), 1)
+    moe = model.moe(3)
+    assert (moe.experts, moe.topk, moe.groups, moe.group_topk, moe.shared_width) == (256, 8, 8, 4, 2048)
+    assert expert_parameters(moe) == 44_040_192
+    assert model.dtype_of["experts"] == "fp8_block"
+    assert model.dtype_of["embedding"] == "bf16"
+
+
+def test_only_the_experts_of_gpt_oss_are_quantized():
+    assert dict(load_model("openai/gpt-oss-120b").dtype_of) == {
+        "experts": "mxfp4",
+        "attention": "bf16",
+        "dense": "bf16",
+        "embedding": "bf16",
+        "kv": "bf16",
+    }
+
+
+def test_nllb_has_an_encoder_and_a_decoder_with_a_mixture_in_every_fourth_layer():
+    model = load_model("facebook/nllb-moe-54b")
+    assert model.encoder_decoder
+    assert model.tied
+    assert model.moe_layers == tuple(range(3, 48, 4))
+    assert [layer.part for layer in model.layers] == ["encoder"] * 24 + ["decoder"] * 24
+    assert isinstance(model.layers[0].attention, Gqa)
+    assert isinstance(model.layers[-1].attention, Cross)
+    assert not model.moe(3).gated
+
+
+def test_swin_narrows_its_tokens_as_it_widens():
+    model = load_model("microsoft/SwinV2-MoE-S")
+    assert [len([layer for layer in model.layers if layer.dim == dim]) for dim in (96, 192, 384, 768)] == [2, 2, 18, 2]
+    assert {layer.dim: layer.tokens for layer in model.layers} == {96: 1.0, 192: 0.25, 384: 0.0625, 768: 0.015625}
+    assert len(model.moe_layers) == 10
+    assert not model.encoder_decoder
+
+
+def test_qwen35_has_full_attention_in_every_fourth_layer():
+    model = load_model("Qwen/Qwen3.5-397B-A17B")
+    kinds = [type(layer.attention) for layer in model.layers]
+    assert kinds == [Linear, Linear, Linear, Gqa] * 15
+    assert len(model.moe_layers) == 60
+
+
+def kv_per_token(name: str, context: float) -> float:
+    """KiB one more token adds over all layers, of those whose cache still grows at that context."""
+    model = load_model(name)
+    return sum(
+        kv_bytes(layer.attention, model.dtype_of["kv"])
+        for layer in model.layers
+        if kv_tokens(layer.attention, context) == context
+    ) / 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "kib"),
+    [
+        ("deepseek-ai/DeepSeek-V3", 4096, 68.625),  # 61 layers x 1,152 B
+        ("mistralai/Mixtral-8x7B-v0.1", 4096, 128),  # 32 x 8 heads x 2 x 128 x 2 B
+        ("openai/gpt-oss-120b", 100, 72),  # all 36 layers within the window of 128
+        ("openai/gpt-oss-120b", 4096, 36),  # the 18 full layers alone beyond it
+        ("Qwen/Qwen3.5-397B-A17B", 4096, 30),  # 15 full layers x 2 heads x 2 x 256 x 2 B
+        ("Qwen/Qwen3-32B", 4096, 256),  # 64 x 8 heads x 2 x 128 x 2 B
+    ],
+)
+def test_kv_bytes_per_token(name, context, kib):
+    assert kv_per_token(name, context) == kib
+
+
+@pytest.mark.parametrize(
+    ("attention", "size"),
+    [
+        (Gqa(heads=32, kv_heads=8, head_dim=128, value_dim=128), 8 * 256 * 2),
+        (Gqa(heads=64, kv_heads=4, head_dim=192, value_dim=128), 4 * 320 * 2),
+        (Window(heads=64, kv_heads=8, head_dim=64, value_dim=64, window=128), 8 * 128 * 2),
+        (Mla(heads=128, q_lora=1536, kv_lora=512, rope=64, nope=128, value_dim=128), 1152),
+        (Cross(heads=16, kv_heads=16, head_dim=128, value_dim=128), 16 * 256 * 2),
+        (Linear(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4), 0),
+        (None, 0),
+    ],
+)
+def test_kv_bytes_of_each_kind_of_attention(attention, size):
+    assert kv_bytes(attention, "bf16") == size
+    assert kv_bytes(attention, "fp8") == size / 2
+
+
+def test_a_window_stops_growing_and_linear_attention_keeps_a_state():
+    window = Window(heads=64, kv_heads=8, head_dim=64, value_dim=64, window=128)
+    assert (kv_tokens(window, 100), kv_tokens(window, 4096)) == (100, 128)
+    linear = Linear(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4)
+    assert state_bytes(linear) == 64 * 128 * 128 * 4 + (2 * 16 * 128 + 64 * 128) * 3 * 2
+    assert state_bytes(window) == 0
+
+
+def test_kv_of_an_unmodelled_attention_is_refused_by_name():
+    with pytest.raises(ValueError, match="lightning"):
+        kv_bytes(Unmodelled(name="lightning", heads=8, parameters=100), "bf16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("fp8_block", 1 + 4 / 128**2), ("mxfp4", 0.5 + 1 / 32), ("nvfp4", 0.5 + 1 / 16), ("int4", 0.5 + 2 / 32)],
+)
+def test_bytes_of_a_format_include_its_scales(dtype, size):
+    assert bytes_of(dtype) == size
+
+
+def test_more_experts_cost_parameters_and_no_active_ones_but_the_gate():
+    model = load_model("mistralai/Mixtral-8x7B-v0.1")
+    wider = replace(model, layers=tuple(replace(at, ffn=replace(at.ffn, experts=16)) for at in model.layers))
+    more = 32 * 8
+    assert parameters(wider) - parameters(model) == more * (expert_parameters(model.moe(0)) + 4096)
+    assert active_parameters(wider) - active_parameters(model) == more * 4096

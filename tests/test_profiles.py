@@ -1,0 +1,127 @@
+"""Every hardware profile, framework and routing preset that ships: it loads, and each number has a source."""
+
+import copy
+from importlib.resources import files
+
+import pytest
+
+from moesim.files.frameworks import built_in_frameworks
+from moesim.files.profiles import FOLDERS, load_profile, profile_names
+from moesim.files.routings import load_preset, preset_names
+from moesim.files.sources import is_number
+from moesim.files.trees import read
+from moesim.ground.errors import ProfileError
+from moesim.world.hardware import network
+
+PROFILES = [(kind, name) for kind in FOLDERS for name in profile_names(kind)]
+ROOT = files("moesim.hardware_profiles")
+
+
+def tree_of(kind: str, name: str) -> dict:
+    return read(ROOT.joinpath(FOLDERS[kind], f"{name}.yaml"))
+
+
+def sourced(tree, path=()):
+    """List the paths of the numbers of a tree that are written with a source."""
+    if isinstance(tree, dict) and "value" in tree:
+        yield path
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from sourced(value, (*path, name))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from sourced(value, (*path, number))
+
+
+def test_every_file_is_listed_once():
+    assert len(PROFILES) == len(list(ROOT.rglob("*.yaml")))
+    assert len(set(PROFILES)) == len(PROFILES)
+
+
+@pytest.mark.parametrize(("kind", "name"), PROFILES)
+def test_a_profile_loads_under_its_own_name(kind, name):
+    found = load_profile(kind, name)
+    assert found.profile.name == name
+    assert found.sources
+
+
+@pytest.mark.parametrize(("kind", "name"), PROFILES)
+def test_every_number_has_a_source_and_every_source_a_use(kind, name):
+    tree = tree_of(kind, name)
+    numbers = list(sourced(tree))
+    used = set()
+    for path in numbers:
+        pair = tree
+        for step in path:
+            pair = pair[step]
+        assert is_number(pair["value"])
+        used.add(pair["from"])
+    assert used == set(tree["sources"])
+    own = [path for path in load_profile(kind, name).sources if not path.startswith("device.") or kind == "device"]
+    assert len(own) == len(numbers)
+
+
+@pytest.mark.parametrize(("kind", "name"), PROFILES)
+def test_a_number_without_its_source_is_refused(kind, name, tmp_path):
+    import yaml
+
+    tree = tree_of(kind, name)
+    for path in sourced(tree):
+        bare = copy.deepcopy(tree)
+        place = bare
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = place[path[-1]]["value"]
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump(bare))
+        with pytest.raises(ProfileError) as refusal:
+            load_profile(kind, str(file))
+        assert [fault.path for fault in refusal.value.faults] == [".".join(map(str, path))]
+        assert "has no source" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", profile_names("node"))
+def test_a_node_is_plausible(name):
+    node = load_profile("node", name).profile
+    assert network(node, ())[-1].ranks == node.gpus
+    assert node.device.bandwidth > max(tier.bandwidth for tier in node.tiers)
+    rates = node.device.flop_rate
+    assert rates["bf16"] <= rates.get("fp8", rates["bf16"]) <= rates.get("fp4", rates.get("fp8", rates["bf16"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "bandwidth", "bf16"),
+    [
+        ("nvidia/a100-80gb-sxm", 80e9, 2.039e12, 312e12),
+        ("nvidia/h100-sxm", 80e9, 3.35e12, 989e12),
+        ("nvidia/h200-sxm", 141e9, 4.8e12, 989e12),
+        ("nvidia/gb200", 186e9, 8e12, 2500e12),
+        ("nvidia/a30", 24e9, 933e9, 165e12),
+    ],
+)
+def test_a_device_has_its_datasheet_numbers(name, memory, bandwidth, bf16):
+    device = load_profile("device", name).profile
+    assert device.memory == pytest.approx(memory)
+    assert device.bandwidth == pytest.approx(bandwidth)
+    assert device.flop_rate["bf16"] == pytest.approx(bf16, rel=1e-3)
+
+
+def test_frameworks_ship_with_sources_the_plain_one_first():
+    frameworks = built_in_frameworks()
+    assert list(frameworks) == ["plain", "sglang", "tensorrt_llm", "vllm"]
+    for name, (framework, sources) in frameworks.items():
+        assert framework.name == name
+        assert set(sources) >= {"reserve", "utilization", "step", "block", "workspace"}
+    assert frameworks["vllm"][0].utilization == 0.9
+    assert frameworks["vllm"][0].reserve == pytest.approx(3.85e9)
+
+
+def test_routing_presets_ship_with_sources():
+    found = {name: load_preset(name) for name in preset_names()}
+    assert {name: preset.cv for name, (preset, _) in found.items()} == {
+        "balanced": 0.0,
+        "deepseek": 0.25,
+        "early_training": 1.06,
+        "mixtral": 0.11,
+    }
+    assert all(preset.name == name and "cv" in sources for name, (preset, sources) in found.items())
