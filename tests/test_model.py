@@ -122,7 +122,9 @@ def test_active_parameters_are_the_published_ones(name):
     counted = active_parameters(model)
     if published.counts_embedding and not model.tied:
         counted += embedding_parameters(model)
-    assert abs(counted / 1e9 - published.active) <= allowance(published.active, published.active_digit), published.source
+    assert abs(counted / 1e9 - published.active) <= allowance(published.active, published.active_digit), (
+        published.source
+    )
 
 
 def test_a_dense_model_uses_all_it_has_but_the_embedding():
@@ -180,11 +182,14 @@ def test_qwen35_has_full_attention_in_every_fourth_layer():
 def kv_per_token(name: str, context: float) -> float:
     """KiB one more token adds over all layers, of those whose cache still grows at that context."""
     model = load_model(name)
-    return sum(
-        kv_bytes(layer.attention, model.dtype_of["kv"])
-        for layer in model.layers
-        if kv_tokens(layer.attention, context) == context
-    ) / 1024
+    return (
+        sum(
+            kv_bytes(layer.attention, model.dtype_of["kv"])
+            for layer in model.layers
+            if kv_tokens(layer.attention, context) == context
+        )
+        / 1024
+    )
 
 
 @pytest.mark.parametrize(

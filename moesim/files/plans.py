@@ -8,8 +8,8 @@ from dataclasses import asdict, fields
 from types import MappingProxyType
 
 from moesim.files.checked import Readers, Rules, check, count, gather, refuse, shown
-from moesim.files.policies import policy_tree, read_policy
-from moesim.files.spaces import PLANNED_KINDS, ROLES
+from moesim.files.policies import PLANNED_KINDS, policy_tree, read_policy
+from moesim.files.spaces import ROLES
 from moesim.files.trees import Tree
 from moesim.ground.errors import PlanError, nearest
 from moesim.passes.columns import TENSORS
@@ -168,11 +168,8 @@ def _plan_faults(plan: Plan, scenario: Scenario) -> Findings:
         yield "pools", "is empty", "give at least one pool"
     roles = sorted(pool.role for pool in plan.pools)
     if roles not in ([], ["all"], ["decode", "prefill"]):
-        yield (
-            "pools",
-            f"have the roles {', '.join(roles)}",
-            "give one pool for `all`, or one `prefill` and one `decode`",
-        )
+        remedy = "give one pool for `all`, or one for `prefill` and one for `decode`"
+        yield "pools", f"do not make a deployment together (roles: {', '.join(roles)})", remedy
     yield from _node_faults(plan, scenario)
 
 

@@ -8,10 +8,22 @@ from itertools import product
 from moesim.files.checked import refuse, shown
 from moesim.files.sources import is_number
 from moesim.files.trees import Tree
-from moesim.ground.errors import PolicyError, nearest
+from moesim.ground.errors import PolicyError
 from moesim.ground.units import SPELLINGS, parse
 from moesim.plans.plan import Policy, Scalar, Setting
 from moesim.policies.finding import kinds, make
+
+PLANNED_KINDS = (
+    "adaptation",
+    "pipeline",
+    "prefetch",
+    "recompute",
+    "router",
+    "scaling",
+    "sharding",
+    "shortcut",
+)
+"""Kinds of policy that files may name as soon as there is one of them."""
 
 
 def read_policy(kind: str, tree: Tree, file: str) -> Policy:
@@ -84,8 +96,3 @@ def policy_tree(policy: Policy) -> Tree:
         return policy.name
     listed = {key: list(value) if isinstance(value, tuple) else value for key, value in policy.settings.items()}
     return {"name": policy.name, **listed}
-
-
-def unknown_kind(name: str, others: tuple[str, ...]) -> str:
-    """Suggest the field or kind of policy that was meant."""
-    return nearest(name, (*kinds(), *others))

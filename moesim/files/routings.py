@@ -11,7 +11,7 @@ from moesim.files.sources import split
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import WorkloadError, nearest
 from moesim.ground.units import Source
-from moesim.world.generators import Balanced, skewed
+from moesim.world.generators import Balanced, Skewed, skewed
 from moesim.world.model import Model
 from moesim.world.routing import Routing
 
@@ -105,6 +105,12 @@ def make_routing(skew: Skew, model: Model, file: str) -> Routing:
     if skew.cv == 0 or layers == 0:
         return Balanced(layers=layers, experts=experts, topk=topk)
     try:
-        return skewed(layers, experts, topk, cv=skew.cv, seed=skew.seed)
+        return _skewed(layers, experts, topk, skew.cv, skew.seed)
     except WorkloadError as flaw:
         raise refuse(file, flaw.faults[0].problem, flaw.faults[0].remedy, path=flaw.faults[0].path) from None
+
+
+@lru_cache(maxsize=16)
+def _skewed(layers: int, experts: int, topk: int, cv: float, seed: int) -> Skewed:
+    """Solve for the popularity once; the distribution never changes."""
+    return skewed(layers, experts, topk, cv=cv, seed=seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 
 from moesim.files.checked import count, gather, refuse, shown
-from moesim.files.policies import read_alternatives
+from moesim.files.policies import PLANNED_KINDS, read_alternatives
 from moesim.files.trees import Tree
 from moesim.ground.errors import nearest
 from moesim.passes.columns import TENSORS
@@ -17,18 +17,6 @@ from moesim.world.model import BITS
 DEGREES = tuple(field.name for field in fields(Parallel))
 ROLES = ("all", "prefill", "decode")
 COUNTS = ("replicas", "microbatch", "max_batch", "spare_nodes")
-PLANNED_KINDS = (
-    "adaptation",
-    "pipeline",
-    "prefetch",
-    "recompute",
-    "router",
-    "scaling",
-    "sharding",
-    "shortcut",
-)
-"""Kinds of policy that files may name as soon as there is one of them."""
-
 Reader = Callable[[Tree], Iterator[object]]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NewType
 
-from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
+from moesim.deployments.metrics import METRICS, PERCENTILES
 from moesim.files import models
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
 from moesim.files.frameworks import built_in_frameworks, load_framework
@@ -117,7 +117,7 @@ class _Sections:
         """Read a metric's name, with or without a percentile."""
         base, _, statistic = str(name).partition(".")
         if base not in METRICS:
-            raise refuse(self.file, f"no metric is called `{name}`", nearest(base_metric(str(name)), METRICS))
+            raise refuse(self.file, f"no metric is called `{name}`", nearest(base, METRICS))
         if statistic and statistic not in PERCENTILES:
             raise refuse(self.file, f"no statistic is called `{statistic}`", nearest(statistic, PERCENTILES))
         return str(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
@@ -110,6 +111,10 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
+
+_Loader.add_implicit_resolver(  # YAML 1.1 takes 9e13 for text, and wants 9.0e+13
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+\Z"), list("-+.0123456789")
+)
 
 
 def _yaml(text: str, label: str, error: type[InputError]) -> Tree:

@@ -238,9 +238,13 @@ def _joined(phases: Sequence[Phase], axis: int) -> Phase:
 
 
 def _concatenated(sizes: Sequence[Shaped[np.ndarray, "..."]], axis: int) -> Shaped[np.ndarray, "..."]:
-    """Join sizes; along the ranks, sizes that are alike on all of them stay so."""
-    if axis == -1 and all(size.shape[-1] == 1 for size in sizes):
+    """Join sizes along the ranks or the plans; an axis of size 1 stays so where it has that size in all of them."""
+    ranks = max(size.shape[-1] for size in sizes)
+    if axis == -1 and ranks == 1:
         return sizes[0]
+    if axis != -1:
+        draws = max(size.shape[-2] for size in sizes)
+        sizes = [np.broadcast_to(size, (*size.shape[:-2], draws, ranks)) for size in sizes]
     return np.concatenate(sizes, axis=axis)
 
 

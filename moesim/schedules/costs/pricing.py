@@ -234,7 +234,7 @@ def bound(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Float[np.
     """
     machine = machine_of(node, fabric)
     means: dict[tuple[int, str], Time] = {}
-    streams: dict[str, Time] = {}
+    streams: dict[str, Time] = {"": np.zeros(())}
     for task in schedule.tasks:
         key = (id(task.op), task.on)
         if key not in means:

@@ -91,6 +91,7 @@ LL128_SHARE = 0.92  # NCCL 2.20, graph/tuning.cc: 120 of 128 bytes are payload, 
 LL_LAUNCH = 5e-6  # study 3.4: LL floor 5 us
 LL128_LAUNCH = 7e-6  # assumed, between the two
 SIMPLE_LAUNCH = 12e-6  # domain.md C1: 6-16 us for a collective on NVLink
+RING_HOP = 0.85e-6  # study 3.4: per hop of a ring on NVLink
 RING_COPY = 1.2e-12  # study 3.4: 1.2 ns per KB of local copy
 ALL_TO_ALL_LAUNCH = 11e-6  # study 3.5: 11-15 us inside a node
 PER_MESSAGE = 0.1e-6  # assumed; DeepEP's EP16 to EP256 leaves about 20 us for 240 more peers
@@ -168,10 +169,11 @@ def tier_prior(operation: str, tier: Tier) -> Fit:
     a fit of source kind ``derived`` with an empty box
     """
     copying = operation == "copy"
-    reached = PINNED if copying else _REACHED[_family(tier)][operation]
+    family = _family(tier)
+    reached = PINNED if copying else _REACHED[family][operation]
     params = {
         "launch": SEND_LAUNCH if operation == "send" else ALL_TO_ALL_LAUNCH,
-        "latency": tier.latency,
+        "latency": RING_HOP if operation == "reduce" and family == "nvlink" else tier.latency,
         "efficiency": reached,
         "per_message": PER_MESSAGE,
         "ll_launch": LL_LAUNCH,
