@@ -20,6 +20,8 @@ from moesim.schedules.ops import Copy, Elementwise
 from moesim.schedules.schedule import Link, Priced, Schedule, Task
 
 RANKS = 4
+LONG = 100.0
+"""Compute tasks are at most so much longer than flows."""
 KERNEL = Elementwise(traffic=np.ones(1))
 COPY = Copy(size=np.ones(1), source="host", target="device")
 
@@ -29,7 +31,7 @@ def contended(seed: int, tasks: int, load: float, slowdown: float = 0.0) -> Pric
     rng = stream(seed, f"{tasks} tasks at load {load}")
     while True:
         drawn = draw(rng, tasks, slowdown)
-        if load_of(computing(drawn, 0.0)) > load:
+        if load_of(computing(drawn, 0.0)) > load > load_of(computing(drawn, LONG)):
             return at_load(drawn, load)
 
 
@@ -80,11 +82,9 @@ def load_of(priced: Priced) -> float:
 
 
 def at_load(priced: Priced, load: float) -> Priced:
-    """Scale compute so that the load is met to a millionth."""
-    low, high = 0.0, 1.0
-    while load_of(computing(priced, high)) > load:
-        high *= 2
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
+    """Scale compute so that the load is met, the scale being right to a hundredth."""
+    low, high = 1 / LONG, LONG
+    while high > 1.01 * low:
+        middle = (low * high) ** 0.5
         low, high = (middle, high) if load_of(computing(priced, middle)) > load else (low, middle)
     return computing(priced, high)

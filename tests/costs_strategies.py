@@ -9,6 +9,7 @@ from worlds import offer
 from moesim.ground.units import Source
 from moesim.schedules.costs.fits import Machine, machine_of
 from moesim.schedules.costs.forms import form_of
+from moesim.schedules.costs.priors import PARAMETERS
 from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Fixed, Gemm, Grouped, Host, Op, Reduce, Send
 from moesim.world.hardware import Fit, Node, Tier
 from moesim.world.model import Cross, Gqa, Linear, Mla, Window
@@ -59,17 +60,34 @@ def time(op: Op, base: Node) -> np.ndarray:
     return form_of(op).price(op, machine(base))[0]
 
 
-def floor(op: Op, base: Node) -> np.ndarray:
-    return np.maximum.reduce(np.broadcast_arrays(*form_of(op).loads(op, machine(base))))
-
-
 def one(*values: float) -> np.ndarray:
     return np.array(values, dtype=float)
 
 
-counts = st.one_of(st.integers(0, 3), st.integers(0, 700), st.integers(0, 2**20))
+def everywhere(base: Node, **params: float) -> Node:
+    """The same node with some parameters set in every form that has them."""
+    wanted = {form: {key: value for key, value in params.items() if key in names} for form, names in PARAMETERS.items()}
+    return with_fits(base, {form: fit(form, **chosen) for form, chosen in wanted.items() if chosen})
+
+
+H200 = node()
+PLAIN = plain(H200)
+IDEAL = everywhere(
+    H200,
+    **dict.fromkeys(("launch", "latency", "per_message", "ll_launch", "ll128_launch", "simple_launch", "copy"), 0.0),
+    **dict.fromkeys(("overhead", "throttle", "tail", "thin", "pad", "cache", "half_width", "diagonal"), 0.0),
+    **dict.fromkeys(("block_bandwidth", "quantize_bandwidth", "activation_bandwidth"), 1e30),
+    head_tile=0.0,
+)
+"""A machine that loses nothing, on which times are close to their floors."""
+STARVED = everywhere(
+    H200, block_bandwidth=5e9, overhead=20e-6, throttle=0.0, cache=0.0, tail=1.0, thin=1.0, half_width=200.0, p=4.0
+)
+"""A machine on which few blocks, small tiles and ragged ends cost a lot; no throttling, no cache."""
+
+counts = st.one_of(st.integers(0, 3), st.sampled_from([64, 65, 129, 1024, 2**20]), st.integers(0, 2**20))
 widths = st.one_of(st.sampled_from([64, 192, 512, 2112, 4096, 7168, 24576]), st.integers(1, 40_000))
-volumes = st.one_of(st.just(0), st.integers(0, 2**16), st.integers(0, 2**34))
+volumes = st.one_of(st.sampled_from([0, 1, 2**20, 2**27, 2**34]), st.integers(0, 2**34))
 dtypes = st.sampled_from(["bf16", "fp8", "fp8_block", "mxfp4", "int4"])
 whole = st.builds(lambda value: np.array([value]), counts)
 volume = st.builds(lambda value: np.array([value]), volumes)
@@ -86,7 +104,9 @@ groups = st.builds(
 
 @st.composite
 def attentions(draw, phases=("prefill", "decode", "backward")):
-    prompts, length, prefix = draw(st.integers(0, 300)), draw(st.integers(1, 9000)), draw(st.integers(0, 60_000))
+    prompts = draw(st.one_of(st.integers(0, 3), st.integers(0, 300)))
+    length = draw(st.one_of(st.integers(1, 64), st.integers(1, 9000)))
+    prefix = draw(st.integers(0, 60_000))
     phase = draw(st.sampled_from(phases))
     tokens = prompts if phase == "decode" else prompts * length
     return Attend(

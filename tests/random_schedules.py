@@ -1,5 +1,7 @@
 """Random schedules in which nothing is shared, for hypothesis: streams, groups of every form, parts, lengths of zero."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -10,42 +12,65 @@ OP = fixed(1.0)
 LENGTHS = st.one_of(st.just(0.0), st.floats(1e-6, 10.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What was drawn; made into a `Priced` outside of the strategy, as the checking of annotations draws too."""
+
+    ranks: int
+    groups: dict[str, list[int]]
+    parts: dict[str, list[bool]]
+    tasks: list[dict[str, object]]
+    lengths: list[np.ndarray]
+
+    @property
+    def priced(self) -> Priced:
+        tasks = tuple(Task(name="experts", op=OP, **task) for task in self.tasks)
+        schedule = Schedule(
+            tasks=tasks,
+            out=(len(tasks) - 1,),
+            groups={key: np.array(labels) for key, labels in self.groups.items()},
+            parts={key: np.array(part) for key, part in self.parts.items()},
+            count=np.ones(self.ranks),
+        )
+        return Priced(schedule=schedule, duration=tuple(self.lengths))
+
+
 @st.composite
-def priced_schedules(draw, lead=()):
-    """A priced schedule of up to 25 tasks on up to 8 ranks, with leading axes `lead`."""
+def drawn_schedules(draw, lead=()):
+    """Up to 25 tasks on up to 8 ranks, with lengths of leading axes `lead`."""
     ranks = draw(st.integers(1, 8))
     groups = draw(_groups(ranks))
-    parts = {"some": draw(_mask(ranks)), "others": draw(_mask(ranks))}
-    tasks = tuple(draw(_task(number, tuple(groups))) for number in range(draw(st.integers(1, 25))))
-    return Priced(
-        schedule=Schedule(tasks=tasks, out=(len(tasks) - 1,), groups=groups, parts=parts, count=np.ones(ranks)),
-        duration=tuple(draw(_lengths(lead, ranks)) for _ in tasks),
+    tasks = [draw(_task(number, tuple(groups))) for number in range(draw(st.integers(1, 25)))]
+    return Drawn(
+        ranks=ranks,
+        groups=groups,
+        parts={"some": draw(_mask(ranks)), "others": draw(_mask(ranks))},
+        tasks=tasks,
+        lengths=[draw(_lengths(lead, ranks)) for _ in tasks],
     )
 
 
 def _mask(ranks):
-    return st.lists(st.booleans(), min_size=ranks, max_size=ranks).map(np.array)
+    return st.lists(st.booleans(), min_size=ranks, max_size=ranks)
 
 
 def _groups(ranks):
-    """Everybody, blocks, lanes, blocks of lanes, any labels, and any labels with ranks that wait for nobody."""
+    """Everybody, blocks, lanes, lanes of blocks, any labels, and any labels with ranks that wait for nobody."""
     rank = np.arange(ranks)
-    any_labels = st.lists(st.integers(ALONE, 3), min_size=ranks, max_size=ranks).map(np.array)
     regular = {"all": rank * 0, "tp": rank // 2, "ep": rank // 4, "rail": rank % 2, "cp": rank // 4 * 2 + rank % 2}
-    return any_labels.map(lambda labels: regular | {"any": labels, "none alone": np.maximum(labels, 0)})
+    known = {key: labels.tolist() for key, labels in regular.items()}
+    any_labels = st.lists(st.integers(ALONE, 3), min_size=ranks, max_size=ranks)
+    return any_labels.map(lambda labels: known | {"any": labels, "none alone": [max(label, 0) for label in labels]})
 
 
 @st.composite
 def _task(draw, number, groups):
-    after = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else ()
-    return Task(
-        name="experts",
-        stream=draw(st.sampled_from(["compute", "comm", "h2d"])),
-        op=OP,
-        after=tuple(sorted(after)),
-        group=draw(st.sampled_from(["", "", *groups])),
-        on=draw(st.sampled_from(["", "", "", "some", "others"])),
-    )
+    return {
+        "stream": draw(st.sampled_from(["compute", "comm", "h2d"])),
+        "after": tuple(sorted(draw(st.sets(st.integers(0, number - 1), max_size=3)))) if number else (),
+        "group": draw(st.sampled_from(["", "", *groups])),
+        "on": draw(st.sampled_from(["", "", "", "some", "others"])),
+    }
 
 
 @st.composite

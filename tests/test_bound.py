@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from costs_strategies import FABRIC, machine, node, one
+from costs_strategies import FABRIC, H200, machine, one
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +12,6 @@ from moesim.schedules.costs.pricing import bound, price
 from moesim.schedules.ops import AllToAll, Copy, Elementwise, Gemm, Grouped, Reduce, fixed
 from moesim.schedules.schedule import Schedule, Task
 
-H200 = node("nvidia/hgx-h200")
 STREAMS = ("compute", "side", "comm")
 
 
@@ -24,7 +23,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def random_schedule(seed):
-    """A schedule of loads over (plan, draw, rank), on three streams, some tasks meeting in a group, some on half the ranks."""
+    """A schedule of loads over (plan, draw, rank): three streams, some tasks met in a group, some on half the ranks."""
     rng = np.random.default_rng(seed)
     plans, draws, ranks = ((1, 1, 1), (2, 5, 1), (3, 4, 6))[rng.integers(3)]
     lead, load = (plans, draws), float(rng.choice([0.3, 3.0, 300.0]))

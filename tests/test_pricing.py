@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from costs_strategies import ASSUMED, FABRIC, fit, node, one, ops, time, with_fits
+from costs_strategies import ASSUMED, FABRIC, H200, IDEAL, fit, one, ops, time, with_fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,6 @@ from moesim.world.model import Mla
 # beartype looks at a random item of a tuple, which Hypothesis takes for a strategy that cannot be repeated.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
-H200 = node("nvidia/hgx-h200")
 MLA = Mla(heads=128, q_lora=1536, kv_lora=512, rope=64, nope=128, value_dim=128)
 
 
@@ -156,9 +155,9 @@ def test_a_known_duration_is_kept_and_demands_nothing():
 
 
 @settings(max_examples=200)
-@given(ops)
-def test_no_flow_alone_wants_more_than_its_link_carries(op):
-    result = priced(op)
+@given(ops, st.sampled_from([H200, IDEAL]))
+def test_no_flow_alone_wants_more_than_its_link_carries(op, base):
+    result = priced(op, base=base)
     for tier, demands in result.demand.items():
         moving = demands[0] > 0
         assert np.all(result.duration[0][moving] > 0)

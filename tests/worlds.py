@@ -128,4 +128,4 @@ def unfolded(
     """Lower one pass with every rank a row and every layer its own draw; home tokens must be whole."""
     drawn = unfolded_draws(world, chosen, batch, draws=draws, seed=seed)
     layout = arrange(world, chosen, tokens=int(batch.tokens.max()), seed=seed)
-    return lower(world, [chosen], stage, [layout], [batch], [[drawn]])[0], drawn
+    return lower(world, [chosen], stage, [layout], [batch], [[drawn]]).schedules()[0], drawn

@@ -6,31 +6,41 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int
 
-from moesim.passes.exchanges import Routed
-from moesim.passes.lowering import arrange, distinct_blocks, draw_routing
+from moesim.ground.streams import stream
+from moesim.passes.exchanges import Routed, Sized
+from moesim.passes.lowering import arrange, distinct_blocks, sampled_layers
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.world.hardware import reach
+from moesim.world.routing import Routing
 from moesim.world.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangements:
-    """Makes layouts and draws for one scenario and seed, and keeps them."""
+    """Makes layouts and draws for one scenario and seed, and keeps them.
+
+    Draws are taken from a sample of the MoE layers: where layers follow one law, the mean over draws of a pass whose
+    layers all have the draw's counts is the mean pass.
+    """
 
     scenario: Scenario
     seed: int
-    draws: int
+    layers: tuple[int, ...]
+    sample: Routing
+    sized: Sized = field(default_factory=dict)
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)
     _distinct: dict[Hashable, Mapping[int, float]] = field(default_factory=dict)
+    _counts: dict[tuple[int, int], Int[np.ndarray, "draw 1 expert"]] = field(default_factory=dict)
     _routed: dict[Hashable, Routed] = field(default_factory=dict)
 
     def layout(self, pool: Pool, tokens: float) -> Layout:
         """Arrange a pool's experts for passes of `tokens` home tokens per rank."""
         whole = max(1, round(tokens))
-        sized = whole if pool.policy("gating").settings else 0
-        key = (_place(pool), pool.policy("gating"), pool.policy("alltoall"), pool.policy("overlap"), sized)
+        sized_for = whole if pool.policy("gating").settings else 0
+        key = (self._place(pool), pool.policy("gating"), sized_for)
         if key not in self._layouts:
             self._layouts[key] = arrange(self.scenario, pool, tokens=whole, seed=self.seed)
         return self._layouts[key]
@@ -43,24 +53,42 @@ class Arrangements:
         if not self.scenario.model.moe_layers:
             return Routed(counts=np.zeros((1, 1, 1, 1)), layer_of=np.zeros((1, 1), int), distinct={})
         block = pool.parallel.ep * pool.parallel.etp
-        key = (_place(pool), tuple(round(each * block) for each in tokens), half)
+        totals = tuple(round(each * block) for each in tokens)
+        key = (self._place(pool), totals, half)
         if key not in self._routed:
-            distinct = self._distinct_blocks(pool, max(tokens))
-            self._routed[key] = draw_routing(
-                self.scenario.routing, pool, tokens, distinct, draws=self.draws, seed=self.seed + half
+            counts = np.stack([self._drawn(total, half) for total in totals], axis=1)
+            self._routed[key] = Routed(
+                counts=counts / block,
+                layer_of=np.repeat(np.array(self.layers)[:, None], len(totals), axis=1),
+                distinct=self._distinct_blocks(pool, max(tokens)),
             )
         return self._routed[key]
 
+    def _drawn(self, total: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
+        """Draw the choices of so many tokens in each sampled layer: the same for every plan that routes as many."""
+        key = (total, half)
+        if key not in self._counts:
+            rng = stream(self.seed, f"routing {half} {total}")
+            self._counts[key] = self.sample.draw(np.array([total]), 0, rng)
+        return self._counts[key]
+
     def _distinct_blocks(self, pool: Pool, tokens: float) -> Mapping[int, float]:
-        key = _place(pool)
+        key = self._place(pool)
         if key not in self._distinct:
             node = self.scenario.hardware.offer(pool.node).node
             sizes = [size for _, size in reach(node, self.scenario.hardware.fabric)]
             layout = self.layout(pool, tokens)
-            self._distinct[key] = distinct_blocks(self.scenario.routing, layout, pool.parallel.etp, sizes)
+            self._distinct[key] = distinct_blocks(self.sample, layout, pool.parallel.etp, sizes)
         return self._distinct[key]
 
+    def _place(self, pool: Pool) -> Hashable:
+        """Name what decides where experts live, and what may be known of the way there."""
+        node = self.scenario.hardware.offer(pool.node).node
+        reaches = reach(node, self.scenario.hardware.fabric)
+        return pool.policy("placement"), pool.parallel.ep, pool.parallel.etp, node.gpus, reaches
 
-def _place(pool: Pool) -> Hashable:
-    """Name what decides where experts live."""
-    return pool.policy("placement"), pool.parallel.ep, pool.parallel.etp, pool.node
+
+def arrangements(scenario: Scenario, *, seed: int, draws: int) -> Arrangements:
+    """Start with nothing arranged; routing is drawn from `draws` layers spread over the model's depth."""
+    layers = tuple(int(layer) for layer in sampled_layers(scenario.routing.layers, draws))
+    return Arrangements(scenario=scenario, seed=seed, layers=layers, sample=scenario.routing.only(layers))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from moesim.deployments.arrangements import Arrangements
+from moesim.deployments.arrangements import arrangements
 from moesim.deployments.pools import DRAWS, Estimates, Run, estimate_pools, mean_pass, unlike_stages
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import Deployments, summarize, verdict
@@ -105,11 +105,11 @@ def slowest_pass(scenario: Scenario, plan: Plan, estimates: Estimates, seed: int
     run = Run(
         scenario=scenario,
         point=estimates.operation,
-        arrangements=Arrangements(scenario=scenario, seed=seed, draws=DRAWS),
+        arrangements=arrangements(scenario, seed=seed, draws=DRAWS),
     )
     passes = [
         price(schedule, node, fabric)
         for stage in unlike_stages(scenario, pool)
-        for schedule in run.stage([pool], [0], stage)
+        for schedule in run.stage([pool], [0], stage).schedules()
     ]
     return passes[0], timeline(passes[0])

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from moesim.deployments.arrangements import Arrangements
+from moesim.deployments.arrangements import Arrangements, arrangements
 from moesim.deployments.operation import Operation, batch_share, operation
 from moesim.ground.errors import PolicyError
 from moesim.ground.units import SourceKind, weakest
 from moesim.passes.columns import stage_layers, structure
 from moesim.passes.footprint import Memory, footprint
-from moesim.passes.lowering import halves_wanted, lower
+from moesim.passes.lowering import Lowering, halves_wanted, lower
 from moesim.passes.presence import home_tokens, mixture_kinds
+from moesim.passes.repetition import Shortened, shortened
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Pool
 from moesim.schedules.costs.pricing import grounds, price
@@ -61,7 +62,7 @@ def estimate_pools(scenario: Scenario, pools: Sequence[Pool], *, seed: int = 0, 
     """
     point = operation(scenario.workload, pools)
     memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.tokens)
-    run = Run(scenario=scenario, point=point, arrangements=Arrangements(scenario=scenario, seed=seed, draws=draws))
+    run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
     step = np.full(len(pools), np.nan)
     refused = [""] * len(pools)
     kinds: set[SourceKind] = set()
@@ -135,10 +136,11 @@ class Run:
         kinds: set[SourceKind] = set()
         outside: set[str] = set()
         for stage in unlike_stages(self.scenario, first):
-            schedules = self.stage(chosen, block, stage)
-            times = [mean_pass(price(schedule, node, fabric), len(chosen)) for schedule in schedules]
-            slowest = np.maximum(slowest, np.min(times, axis=0))
-            ground = grounds(schedules[0], node, fabric)
+            layers = shortened(self.scenario.model, stage_layers(self.scenario.model, first.parallel.pp, stage))
+            lowering = self.stage(chosen, block, stage)
+            base = lowering.schedules(layers.base)
+            slowest = np.maximum(slowest, self._whole(chosen, lowering, layers, base))
+            ground = grounds(base[0], node, fabric)
             kinds.add(ground.weakest)
             outside.update(ground.outside)
         host = self.scenario.frameworks[first.framework].step
@@ -146,7 +148,22 @@ class Run:
             step=slowest * first.parallel.pp + host, source=weakest(tuple(kinds)), outside=tuple(sorted(outside))
         )
 
-    def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int) -> tuple[Schedule, ...]:
+    def _whole(
+        self, pools: Sequence[Pool], lowering: Lowering, layers: Shortened, base: tuple[Schedule, ...]
+    ) -> Float[np.ndarray, "plan"]:
+        """Time of a whole stage from its shortened one, the fastest of its alternatives."""
+        node, fabric = self.scenario.hardware.offer(pools[0].node).node, self.scenario.hardware.fabric
+
+        def times(schedules: tuple[Schedule, ...]) -> Float[np.ndarray, "alternative plan"]:
+            return np.stack([mean_pass(price(schedule, node, fabric), len(pools)) for schedule in schedules])
+
+        shortest = times(base)
+        whole = shortest.copy()
+        for without, missing in zip(layers.without, layers.missing, strict=True):
+            whole += missing * (shortest - times(lowering.schedules(without)))
+        return np.asarray(whole.min(axis=0))
+
+    def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int) -> Lowering:
         """Lower one stage of plans of one structure, at their operating points."""
         halves = halves_wanted(pools[0])
         batch = batch_share(self.scenario.workload, pools, self.point.take(block), 1 / halves)
@@ -162,7 +179,7 @@ class Run:
             ]
             for half in range(halves)
         ]
-        return lower(self.scenario, pools, stage, layouts, [batch] * halves, routed)
+        return lower(self.scenario, pools, stage, layouts, [batch] * halves, routed, self.arrangements.sized)
 
 
 def unlike_stages(scenario: Scenario, pool: Pool) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Shaped
 
 from moesim.passes.folding import CLASSES
-from moesim.plans.plan import Pool
+from moesim.plans.plan import Parallel, Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
 from moesim.world.hardware import Node, Tier, reach, tier_between
@@ -79,36 +81,37 @@ def columns(pools: Sequence[Pool], model: Model, *, folded: bool) -> Columns:
     )
 
 
-def span(node: Node, fabric: tuple[Tier, ...], first: int, last: int) -> str:
-    """Name the outermost tier that a group of gpus from `first` to `last` has to cross."""
-    return tier_between(reach(node, fabric), first, last)
+@lru_cache(maxsize=4096)
+def group_tiers(parallel: Parallel, reaches: tuple[tuple[str, int], ...]) -> Mapping[str, str]:
+    """Name the outermost tier each kind of group crosses, for the group of rank 0: tp, cp, dp, edp, next stage.
 
-
-def group_tiers(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> dict[str, str]:
-    """Name the tier each kind of group spans, for the group of rank 0: tp, cp, dp, edp and the next stage."""
-    p = pool.parallel
-    block = p.ep * p.etp
-    last = {"tp": p.tp - 1, "cp": (p.cp - 1) * p.tp, "dp": p.ranks - 1, "edp": p.ranks - block, "stage": p.ranks}
-    return {key: span(node, fabric, 0, gpu) for key, gpu in last.items()}
+    `reaches` lists (tier, gpus one hop reaches), as `hardware.reach` does.
+    """
+    p = parallel
+    last = {
+        "tp": p.tp - 1,
+        "cp": (p.cp - 1) * p.tp,
+        "dp": p.ranks - 1,
+        "edp": p.ranks - p.ep * p.etp,
+        "stage": p.ranks,
+    }
+    return MappingProxyType({key: tier_between(reaches, 0, gpu) for key, gpu in last.items()})
 
 
 def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
     """Name everything that decides which tasks a pool's pass has; plans of one structure differ in sizes only."""
     p = pool.parallel
-    exceed = tuple(degree > 1 for degree in (p.dp, p.tp, p.cp, p.ep, p.etp, p.edp))
-    crosses = tuple(sorted(group_tiers(pool, node, fabric).items()))
-    wide = p.ep * p.etp > node.gpus
     batching: Batching = make("batching", pool.policy("batching"))
     return (
         pool.node,
         pool.framework,
         p.pp,
-        exceed,
-        crosses,
-        wide,
+        tuple(degree > 1 for degree in (p.dp, p.tp, p.cp, p.ep, p.etp, p.edp)),
+        tuple(group_tiers(p, reach(node, fabric)).values()),
+        p.ep * p.etp > node.gpus,
         min(p.ep * p.etp, CLASSES),
         tuple(sorted(pool.precision.items())),
-        tuple((kind, policy) for kind, policy in sorted(pool.policies.items()) if kind not in ("placement", "batching")),
+        tuple(pool.policy(kind) for kind in ("gating", "alltoall", "overlap", "buffering")),
         batching.speculated,
     )
 

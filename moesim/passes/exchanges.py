@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,6 +69,9 @@ class Mixture:
     mask: Sizes
 
 
+Sized = dict[Hashable, Mixture]
+
+
 def mixture(
     moe: Moe,
     cols: Columns,
@@ -77,19 +80,30 @@ def mixture(
     cell: int,
     tokens: Sizes,
     topology: Topology,
+    sized: Sized,
 ) -> Mixture:
     """Size one MoE layer of every plan and stack the plans; `cell` is the layer cell of `routed`.
 
     Parameters
     ----------
     tokens : home tokens per rank, broadcastable to [plan, draw, rank]
+    sized : layers sized before, which plans that differ elsewhere share; new ones are added
     """
-    return _stacked(
-        [
-            _plan_mixture(moe, pool, layout, drawn, cell, _plan_row(tokens, plan), cols.folded, topology)
-            for plan, (pool, layout, drawn) in enumerate(zip(cols.pools, layouts, routed, strict=True))
-        ]
-    )
+    parts = []
+    for plan, (pool, layout, drawn) in enumerate(zip(cols.pools, layouts, routed, strict=True)):
+        home = _plan_row(tokens, plan)
+        key = (moe, *_ways(pool), layout, drawn, cell, home.tobytes(), cols.folded, topology)
+        if key not in sized:
+            sized[key] = _plan_mixture(moe, pool, layout, drawn, cell, home, cols.folded, topology)
+        parts.append(sized[key])
+    return _stacked(parts)
+
+
+def _ways(pool: Pool) -> tuple[Hashable, ...]:
+    """Name what a pool chooses about its experts' rows besides where experts live."""
+    p = pool.parallel
+    formats = (pool.precision.get("dispatch"), pool.precision.get("combine"))
+    return (pool.policy("gating"), pool.policy("alltoall"), p.ep, p.etp, p.edp, *formats)
 
 
 def _plan_row(size: Sizes, plan: int) -> Float[np.ndarray, "draw rank"]:

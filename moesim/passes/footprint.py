@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,12 +94,13 @@ def footprint(
 
 
 def _alike(pools: Sequence[Pool]) -> list[list[int]]:
-    """Group plans whose names agree, so that one set of formulas serves each group."""
+    """Group plans that one set of formulas serves."""
     groups: dict[object, list[int]] = {}
     for index, pool in enumerate(pools):
-        names = (pool.node, pool.framework, pool.parallel.pp, tuple(sorted(pool.precision.items())))
-        policies = tuple((kind, policy) for kind, policy in sorted(pool.policies.items()) if kind != "overlap")
-        groups.setdefault((names, policies), []).append(index)
+        policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
+        precision = tuple(sorted(pool.precision.items()))
+        key = (pool.node, pool.framework, pool.parallel.pp, precision, policy.replicated)
+        groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
@@ -172,17 +174,17 @@ def _parameters(model: Model, layers: list[Layer], cols: Columns) -> tuple[Colum
     policy: AllToAllPolicy = make("alltoall", cols.first.policy("alltoall"))
     shared_slices = cols.tp if policy.replicated else np.ones_like(cols.tp)
     dense, attention, experts = (np.zeros_like(cols.tp) for _ in range(3))
-    for layer in layers:
-        attention = attention + _attention_parameters(layer, cols)
+    for layer, times in Counter(layers).items():
+        attention = attention + times * _attention_parameters(layer, cols)
         match layer.ffn:
             case Dense():
-                dense = dense + matrices(gated=layer.ffn.gated) * layer.dim * layer.ffn.width / cols.tp
+                dense = dense + times * matrices(gated=layer.ffn.gated) * layer.dim * layer.ffn.width / cols.tp
             case Moe():
                 moe = layer.ffn
                 shared = matrices(gated=moe.gated) * layer.dim * moe.shared_width / shared_slices
                 latent = 2.0 * layer.dim * moe.input_dim if moe.input_dim != layer.dim else 0.0
-                dense = dense + layer.dim * moe.experts + shared + latent
-                experts = experts + _slots(moe, cols) * expert_parameters(moe) / cols.etp
+                dense = dense + times * (layer.dim * moe.experts + shared + latent)
+                experts = experts + times * _slots(moe, cols) * expert_parameters(moe) / cols.etp
             case None:
                 pass
     return dense, attention, experts
@@ -212,13 +214,13 @@ def _slots(moe: Moe, cols: Columns) -> Column:
 def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Column) -> Column:
     """KV cache and constant states per rank: divided over heads where there are heads to divide, and over cp."""
     total = np.zeros_like(cols.tp)
-    for layer in layers:
+    for layer, times in Counter(layers).items():
         kind = layer.attention
         if isinstance(kind, Unmodelled):
             raise ValueError(f"KV bytes of attention kind `{kind.name}` are not modelled")
         kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cols.cp * layer.tokens
         twice = 2.0 if isinstance(kind, Cross) else 1.0
-        total = total + sequences * (
+        total = total + times * sequences * (
             kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols) * twice + state_bytes(kind) / cols.tp
         )
     return total

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Int
 
 from moesim.ground.streams import stream
 from moesim.passes.attention import ACTIVATION, Work, add_attention, join_group, work
 from moesim.passes.backward import with_backward
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes, column, columns, group_tiers, stage_layers
-from moesim.passes.exchanges import Mixture, Routed, Topology, mixture
+from moesim.passes.exchanges import Mixture, Routed, Sized, Topology, mixture
 from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
 from moesim.passes.mixture import add_dense, add_mixture
@@ -72,40 +73,15 @@ def _no_experts() -> Layout:
     )
 
 
-def draw_routing(
-    routing: Routing,
-    pool: Pool,
-    tokens: Sequence[float],
-    distinct: Mapping[int, float],
-    *,
-    draws: int,
-    seed: int,
-) -> Routed:
-    """Draw routing for a folded pass: each draw from one MoE layer, one expert block standing for all.
+def sampled_layers(layers: int, draws: int) -> Int[np.ndarray, "draw"]:
+    """Spread draws evenly over the depth of a model.
 
-    Layers that follow one law are sampled instead of summed: the mean over draws of a pass whose layers all have the
-    draw's counts is the mean pass. Layers are taken evenly over the depth of the model.
-
-    Parameters
-    ----------
-    tokens : home tokens per rank, for each of the model's `mixture_kinds`
-    distinct : what `distinct_blocks` says of the pool's layout
-    draws : how many
+    Examples
+    --------
+    >>> sampled_layers(58, 4).tolist(), sampled_layers(2, 4).tolist()
+    ([7, 21, 36, 50], [0, 0, 1, 1])
     """
-    block = pool.parallel.ep * pool.parallel.etp
-    rng = stream(seed, "routing")
-    layers = (np.arange(draws) * routing.layers + routing.layers // 2) // draws % routing.layers
-    rounds = -(-draws // routing.layers)
-    place = layers + np.arange(draws) % rounds * routing.layers
-    counts = []
-    for each in tokens:
-        total = np.array([round(each * block)])
-        counts.append(np.concatenate([routing.draw(total, turn, rng) for turn in range(rounds)])[place])
-    return Routed(
-        counts=np.stack(counts, axis=1) / block,
-        layer_of=np.repeat(layers[:, None], len(tokens), axis=1),
-        distinct=distinct,
-    )
+    return (np.arange(draws) * layers + layers // 2) // draws
 
 
 def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[int]) -> Mapping[int, float]:
@@ -117,6 +93,9 @@ def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[
     _, first = np.unique(slots, return_index=True)
     rank_of_expert = layout.rank_of_slot[first] * etp
     return {size: float(routing.distinct(rank_of_expert // size).mean()) for size in (1, *sizes)}
+
+
+_Cache = dict[tuple[Layer, int], tuple[Schedule, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,13 +110,15 @@ class _Setting:
     routed: tuple[Routed, ...]
     batch: Batch
     stage: int
+    layers: tuple[int, ...]
     speculated: float
     overlap: Overlap
+    sized: Sized
     replicated: bool
 
     @property
     def tiers(self) -> Mapping[str, str]:
-        return group_tiers(self.cols.first, self.node, self.fabric)
+        return group_tiers(self.cols.first.parallel, reach(self.node, self.fabric))
 
     @property
     def topology(self) -> Topology:
@@ -148,6 +129,25 @@ class _Setting:
         return self.stage == self.cols.first.parallel.pp - 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lowering:
+    """One pipeline stage of plans of one structure, ready to be written out; equal layers are written once."""
+
+    settings: tuple[_Setting, ...]
+    caches: tuple[_Cache, ...]
+
+    def schedules(self, layers: Sequence[int] | None = None) -> tuple[Schedule, ...]:
+        """Write the pass: alternatives of structure, of which the caller keeps the fastest.
+
+        `layers` lists the layers to write: all of the stage, unless a few are to stand for them (`shortened`).
+        """
+        halves = [
+            _lower_batch(setting, setting.layers if layers is None else layers, cache)
+            for setting, cache in zip(self.settings, self.caches, strict=True)
+        ]
+        return tuple(self.settings[0].overlap.whole(tuple(choice)) for choice in zip(*halves, strict=True))
+
+
 def lower(
     scenario: Scenario,
     pools: Sequence[Pool],
@@ -155,7 +155,8 @@ def lower(
     layouts: Sequence[Layout],
     batches: Sequence[Batch],
     routed: Sequence[Sequence[Routed]],
-) -> tuple[Schedule, ...]:
+    sized: Sized | None = None,
+) -> Lowering:
     """Lower one pass of one pipeline stage for plans of one structure.
 
     Parameters
@@ -174,11 +175,13 @@ def lower(
     routed : sequence of sequence of Routed
         For each batch, one per plan. Counts with a size-1 rank axis give a schedule folded into rank classes;
         otherwise every rank is a row.
+    sized : dict, optional
+        MoE layers sized by earlier calls with the same layouts and draws, to be shared and added to.
 
     Returns
     -------
-    tuple of Schedule
-        Alternatives of structure; the caller prices all of them and keeps the fastest.
+    Lowering
+        Writes its schedules when asked; then these are raised:
 
     Raises
     ------
@@ -187,30 +190,28 @@ def lower(
     ValueError
         A layer whose attention has no cost form.
     """
-    node = scenario.hardware.offer(pools[0].node).node
-    overlap: Overlap = make("overlap", pools[0].policy("overlap"))
-    alltoall: AllToAllPolicy = make("alltoall", pools[0].policy("alltoall"))
-    batching: Batching = make("batching", pools[0].policy("batching"))
-    folded = all(drawn.alike for drawn in routed[0])
-    halves = [
-        _lower_batch(
-            _Setting(
-                model=scenario.model,
-                node=node,
-                fabric=scenario.hardware.fabric,
-                cols=columns(pools, scenario.model, folded=folded),
-                layouts=tuple(layouts),
-                routed=tuple(drawn),
-                batch=batch,
-                stage=stage,
-                speculated=float(batching.speculated),
-                overlap=overlap,
-                replicated=alltoall.replicated,
-            )
+    first = pools[0]
+    batching: Batching = make("batching", first.policy("batching"))
+    alltoall: AllToAllPolicy = make("alltoall", first.policy("alltoall"))
+    settings = tuple(
+        _Setting(
+            model=scenario.model,
+            node=scenario.hardware.offer(first.node).node,
+            fabric=scenario.hardware.fabric,
+            cols=columns(pools, scenario.model, folded=all(each.alike for each in drawn)),
+            layouts=tuple(layouts),
+            routed=tuple(drawn),
+            batch=batch,
+            stage=stage,
+            layers=tuple(stage_layers(scenario.model, first.parallel.pp, stage)),
+            speculated=float(batching.speculated),
+            overlap=make("overlap", first.policy("overlap")),
+            sized={} if sized is None else sized,
+            replicated=alltoall.replicated,
         )
         for batch, drawn in zip(batches, routed, strict=True)
-    ]
-    return tuple(overlap.whole(tuple(choice)) for choice in zip(*halves, strict=True))
+    )
+    return Lowering(settings=settings, caches=tuple({} for _ in settings))
 
 
 def halves_wanted(pool: Pool) -> int:
@@ -219,13 +220,12 @@ def halves_wanted(pool: Pool) -> int:
     return overlap.halves
 
 
-def _lower_batch(setting: _Setting) -> tuple[Schedule, ...]:
-    """Lower one batch through the stage's layers; one result per alternative of the overlap policy."""
-    cache: _Cache = {}
+def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tuple[Schedule, ...]:
+    """Lower one batch through some layers; one result per alternative of the overlap policy."""
     blocks: list[tuple[Schedule, ...]] = []
     if setting.stage == 0:
         blocks.append((_embedding(setting),))
-    for number in stage_layers(setting.model, setting.cols.first.parallel.pp, setting.stage):
+    for number in layers:
         blocks.append(_layer_block(setting, number, cache))
     if setting.last:
         blocks.append((_head(setting),))
@@ -240,9 +240,6 @@ def _lower_batch(setting: _Setting) -> tuple[Schedule, ...]:
     if not setting.batch.backward:
         return alternatives
     return tuple(with_backward(forward) for forward in alternatives)
-
-
-_Cache = dict[tuple[Layer, int], tuple[Schedule, ...]]
 
 
 def _layer_block(setting: _Setting, number: int, cache: _Cache) -> tuple[Schedule, ...]:
@@ -296,7 +293,7 @@ def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
 
 
 def _sized(setting: _Setting, moe: Moe, cell: int, home: Sizes) -> Mixture:
-    return mixture(moe, setting.cols, setting.layouts, setting.routed, cell, home, setting.topology)
+    return mixture(moe, setting.cols, setting.layouts, setting.routed, cell, home, setting.topology, setting.sized)
 
 
 def _tokens(setting: _Setting) -> Work:
@@ -342,7 +339,7 @@ def _draft_entry(setting: _Setting, module: int) -> Schedule:
 
 def _send(setting: _Setting) -> Schedule:
     """Write the hand-over of the hidden state to the next stage, each rank its own tokens."""
-    last = setting.model.layers[stage_layers(setting.model, setting.cols.first.parallel.pp, setting.stage)[-1]]
+    last = setting.model.layers[setting.layers[-1]]
     chain = _chain(setting, len(setting.model.layers))
     size = setting.batch.tokens * last.tokens * last.dim * ACTIVATION
     chain.add("send", Send(size=size, tier=setting.tiers["stage"]), stream=f"net:{setting.stage}")

@@ -6,6 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from functools import cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -100,6 +101,12 @@ def make(kind: str, policy: Policy, folders: Sequence[Path] = ()) -> Any:
     Traceback (most recent call last):
     moesim.ground.errors.PolicyError: placement policy `eplb` has no setting `redundent`; did you mean `redundant`?
     """
+    return _made(kind, policy, tuple(folders))
+
+
+@lru_cache(maxsize=4096)
+def _made(kind: str, policy: Policy, folders: tuple[Path, ...]) -> Any:
+    """Build a policy once: policies are values, and a search asks for the same few a million times."""
     found = find(kind, policy.name, folders)
     label = f"{kind} policy `{policy.name}`"
     known = settings(found)

@@ -25,7 +25,7 @@ DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "overlap": (Policy(name="none"), Policy(name="two_batch")),
         "placement": (Policy(name="contiguous"), Policy(name="eplb", settings={"redundant": 32})),
         "max_batch": (16, 32, 64, 128, 256, 512),
-        "parallel.pp": (1, 2, 4),
+        "parallel.pp": (1, 2),
         "parallel.cp": (1,),
     }
 )
@@ -73,9 +73,10 @@ def _degrees(model: Model, offer: Offer, space: Space) -> Iterator[Parallel]:
 
 
 def _sizes(offer: Offer) -> list[int]:
-    """Gpus per replica: every divisor of a node, and every whole number of nodes on offer."""
+    """Gpus per replica: every divisor of a node, and nodes in powers of two."""
     gpus = offer.node.gpus
-    return [*divisors(gpus), *(gpus * nodes for nodes in range(2, offer.max_nodes + 1))]
+    nodes = [2**power for power in range(1, offer.max_nodes.bit_length()) if 2**power <= offer.max_nodes]
+    return [*divisors(gpus), *(gpus * number for number in nodes)]
 
 
 def _tensor_degrees(model: Model, gpus: int, space: Space) -> list[int]:

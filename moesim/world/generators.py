@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,6 +32,10 @@ class Balanced:
     def alike(self) -> bool:
         """One layer stands for all."""
         return True
+
+    def only(self, layers: Sequence[int]) -> Balanced:
+        """Describe some of the layers."""
+        return replace(self, layers=len(layers))
 
     def shares(self, step: int) -> Float[np.ndarray, "layer expert"]:
         """Give each expert the same share."""
@@ -91,6 +96,10 @@ class Skewed:
     def experts(self) -> int:
         """Logical experts per layer."""
         return int(self.weights.shape[1])
+
+    def only(self, layers: Sequence[int]) -> Skewed:
+        """Describe some of the layers."""
+        return replace(self, weights=self.weights[list(layers)])
 
     def shares(self, step: int) -> Float[np.ndarray, "layer expert"]:
         """Return exact inclusion probabilities over `topk`."""
@@ -202,6 +211,10 @@ class Recorded:
     def alike(self) -> bool:
         """Recorded layers differ."""
         return False
+
+    def only(self, layers: Sequence[int]) -> Recorded:
+        """Keep some of the layers."""
+        return replace(self, choices=self.choices[:, list(layers)])
 
     def shares(self, step: int) -> Float[np.ndarray, "layer expert"]:
         """Return the step's own shares."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -33,6 +34,10 @@ class Routing(Protocol):
     @property
     def alike(self) -> bool:
         """Whether all layers follow one distribution up to the experts' names, so that one stands for all."""
+        ...
+
+    def only(self, layers: Sequence[int]) -> Routing:
+        """Describe some of the layers, in that order; a layer named twice is drawn twice, independently if random."""
         ...
 
     def shares(self, step: int) -> Float[np.ndarray, "layer expert"]:

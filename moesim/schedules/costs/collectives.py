@@ -104,7 +104,7 @@ def softest(times: Sequence[Time]) -> Time:
     array([1.])
     """
     least = np.minimum.reduce(np.broadcast_arrays(*times))
-    total = sum(_eighth(least / time) for time in times)
+    total = sum(_eighth(np.divide(least, time, out=np.ones_like(least), where=time > 0)) for time in times)
     return np.asarray(least / np.sqrt(np.sqrt(np.sqrt(total))))
 
 

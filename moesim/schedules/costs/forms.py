@@ -90,6 +90,14 @@ def form_of(op: Op) -> Form:
     return FORMS[type(op)]
 
 
+def floor(op: Op, machine: Machine) -> Time:
+    """No op is quicker than its busiest resource at the fitted peak: max(work / peak, traffic / bandwidth), seconds.
+
+    Calls of the host and known durations are their own floor.
+    """
+    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*form_of(op).loads(op, machine))))
+
+
 def _operand(op: Gemm | Grouped, machine: Machine) -> float:
     return bytes_of(machine.multiplied(op.dtype))
 

@@ -142,7 +142,7 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
     """
     weights = n * k * stored
     warm = warm_traffic(m * (k * operand + n * RESULT), params)
-    best = None
+    best: Time | None = None
     for columns, cuts in PANELS:
         panels = np.ceil(n / columns) * cuts
         memory = warm + weights / params["bandwidth"]
@@ -158,7 +158,7 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
 
 
 def _dense_tensor(m: Size, panels: Size, depth: Size, columns: int, params: Params, processors: int) -> Time:
-    best = None
+    best: Time | None = None
     for rows in ROW_TILES:
         tile = depth * tile_rate(rows, np.array([float(columns)]), params, processors) + params["overhead"]
         waves = np.maximum(m / rows, 1.0) * (panels / processors)
@@ -213,11 +213,10 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     Examples
     --------
     >>> params = dict(launch=1.0, peak=2.0 * 128 * 256, bandwidth=1e9, block_bandwidth=1e9, activation_bandwidth=1e9,
-    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.0, p=2.0)
-    >>> size = np.array([10.0])
-    >>> grouped(np.array([[128.0], [256.0], [0.0]]), np.array([256.0]), size, stored=0.0, operand=2.0,
-    ...         params=params, processors=1).round(3)
-    array([31.])
+    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0)
+    >>> rows, n, k = np.array([[16.0], [32.0], [0.0]]), np.array([256.0]), np.array([8.0])  # a tile of 16 rows: 1 s
+    >>> grouped(rows, n, k, stored=0.0, operand=2.0, params=params, processors=1).round(3)  # 1 + (1 + 0.5) + (2 + 0.5)
+    array([5.])
     """
     columns = _best_width(n, params)
     panels = np.ceil(n / columns)
@@ -249,7 +248,7 @@ def _over_slots(rows: Size, tile_times: list[Time], pad: float) -> tuple[Time, T
 
 def _tiles(rows: Size, tile_times: list[Time], pad: float) -> Time:
     """Time of the tiles that one expert's rows take on one panel of columns, in its best tile."""
-    best = None
+    best: Time | None = None
     for h, tile in zip(ROW_TILES, tile_times, strict=True):
         line = rows * (tile / h)
         line += pad * tile
