@@ -8,8 +8,8 @@ import worlds
 
 from moesim.passes.columns import stage_layers
 from moesim.passes.presence import home_tokens
-from moesim.plans.plan import Parallel, Policy
-from moesim.schedules.ops import AllToAll, Gemm, Grouped
+from moesim.plans.plan import Parallel
+from moesim.schedules.ops import AllToAll, Grouped
 from moesim.schedules.schedule import Schedule
 from moesim.world.model import Moe
 from moesim.world.workload import Batch, decoding, mixed, prompts

@@ -43,9 +43,6 @@ def priced(*given_ops, base=H200, count=(1.0,)):
     return price(schedule(*given_ops, count=count), base, FABRIC)
 
 
-# --- what an op costs does not depend on its company
-
-
 @settings(max_examples=150)
 @given(st.lists(ops, min_size=1, max_size=12))
 def test_ops_priced_together_cost_what_they_cost_alone(many):
@@ -129,9 +126,6 @@ def test_an_op_that_many_tasks_hold_is_priced_once(monkeypatch):
     assert all(np.shares_memory(result.duration[0], duration) for duration in result.duration[:30])
 
 
-# --- shapes
-
-
 def test_durations_end_in_ranks_or_one():
     rng = np.random.default_rng(1)
     several = one_of_each(rng, (4, 2), 6)
@@ -149,9 +143,6 @@ def test_a_known_duration_is_kept_and_demands_nothing():
     assert [duration.tolist() for duration in result.duration] == [[2.0], [0.0]]
     assert not result.demand
     assert not result.links
-
-
-# --- links
 
 
 @settings(max_examples=200)
@@ -215,9 +206,6 @@ def test_interference_comes_from_the_device():
     assert priced(fixed(1.0), base=slowed).slowdown == {"compute": {"collective": 0.2}}
 
 
-# --- refusals
-
-
 def test_an_exchange_is_not_priced():
     exchange = Exchange(
         rows=np.ones((1, 1)), ranks_of_slot=np.zeros((1, 1), dtype=int), ranks=1, row=1.0, reverse=False, tokens=one(1)
@@ -229,9 +217,6 @@ def test_an_exchange_is_not_priced():
 def test_a_tier_that_the_node_lacks_is_refused_by_name():
     with pytest.raises(MoesimError, match=r"node has no tier `nvlnk`; did you mean `nvlink`\?"):
         priced(Send(size=one(1), tier="nvlnk"))
-
-
-# --- what prices rest on
 
 
 def test_prices_without_fits_are_derived():
@@ -255,9 +240,6 @@ def test_inputs_outside_their_calibrated_box_are_named_once():
     assert grounds(schedule(inside, count=(1.0, 1.0)), base, FABRIC).outside == ()
     report = grounds(schedule(inside, outside, outside, count=(1.0, 1.0)), base, FABRIC)
     assert report.outside == ("gemm/bf16: m 8192 to 8192, calibrated on 16 to 4096",)
-
-
-# --- the waist
 
 
 def test_nothing_but_price_constructs_priced():

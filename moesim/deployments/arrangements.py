@@ -50,7 +50,7 @@ class Arrangements:
 
         Each half of a batch has its own draws.
         """
-        if not self.scenario.model.moe_layers:
+        if not tokens:
             return Routed(counts=np.zeros((1, 1, 1, 1)), layer_of=np.zeros((1, 1), int), distinct={})
         block = pool.parallel.ep * pool.parallel.etp
         totals = tuple(round(each * block) for each in tokens)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
 from moesim.deployments.arrangements import arrangements
-from moesim.deployments.pools import DRAWS, Estimates, Run, estimate_pools, mean_pass, unlike_stages
+from moesim.deployments.pools import DRAWS, Estimates, Run, estimate_pools, unlike_stages
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import Deployments, summarize, verdict
 from moesim.deployments.tables import breakdown_table, memory_table, task_table

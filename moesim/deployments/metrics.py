@@ -24,7 +24,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "price": Metric(unit="USD/s", less_is_better=True, meaning="price rate of all nodes, spares too"),
         "gpus": Metric(unit="", less_is_better=True, meaning="gpus of all nodes"),
         "throughput": Metric(unit="tokens/s", less_is_better=False, meaning="output tokens per second at full batch"),
-        "throughput_per_gpu": Metric(unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"),
+        "throughput_per_gpu": Metric(
+            unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"
+        ),
         "ttft": Metric(
             unit="s", less_is_better=True, meaning="mean time to the first token, prefill and half a step; no queue"
         ),

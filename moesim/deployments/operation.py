@@ -28,6 +28,7 @@ class Operation:
     chunk : prompt tokens of a dp group in one pass
     kept : tokens cached per sequence, at its longest
     tokens : home tokens per rank in one pass
+    most : home tokens per rank in the largest pass the budget allows: what memory is set aside for
     prefills : passes one prompt needs
     emitted : output tokens per sequence and pass (more than 1 where tokens are speculated)
     """
@@ -37,6 +38,7 @@ class Operation:
     chunk: Numbers
     kept: Numbers
     tokens: Numbers
+    most: Numbers
     prefills: Numbers
     emitted: Numbers
 
@@ -71,6 +73,7 @@ def _training_operation(workload: Training, pools: Sequence[Pool]) -> Operation:
         chunk=sequences * workload.sequence,
         kept=none,
         tokens=sequences * workload.sequence / group,
+        most=sequences * workload.sequence / group,
         prefills=np.ones(len(pools)),
         emitted=none,
     )
@@ -99,6 +102,7 @@ def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
         chunk=chunk,
         kept=np.full(len(pools), requests.input.mean + output),
         tokens=(chunk + decoding * (1 + speculated)) / group,
+        most=np.minimum(budget, new + decoding * (1 + speculated)) / group,
         prefills=np.maximum(new / chunk, 1.0),
         emitted=emitted,
     )

@@ -16,11 +16,11 @@ from moesim.passes.columns import stage_layers, structure
 from moesim.passes.footprint import Memory, footprint
 from moesim.passes.lowering import Lowering, halves_wanted, lower
 from moesim.passes.presence import home_tokens, mixture_kinds
-from moesim.passes.repetition import Shortened, shortened
+from moesim.passes.repetition import shortened
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Pool
-from moesim.schedules.costs.pricing import grounds, price
-from moesim.schedules.schedule import Priced, Schedule
+from moesim.schedules.costs.pricing import grounds, price_together
+from moesim.schedules.schedule import Priced
 from moesim.world.scenario import Scenario
 
 DRAWS = 8
@@ -61,7 +61,7 @@ def estimate_pools(scenario: Scenario, pools: Sequence[Pool], *, seed: int = 0, 
         Routing draws to average over.
     """
     point = operation(scenario.workload, pools)
-    memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.tokens)
+    memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.most)
     run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
     step = np.full(len(pools), np.nan)
     refused = [""] * len(pools)
@@ -139,7 +139,10 @@ class Run:
             layers = shortened(self.scenario.model, stage_layers(self.scenario.model, first.parallel.pp, stage))
             lowering = self.stage(chosen, block, stage)
             base = lowering.schedules(layers.base)
-            slowest = np.maximum(slowest, self._whole(chosen, lowering, layers, base))
+            fewer = [lowering.schedules(without) for without in layers.without]
+            priced = price_together([schedule for part in (base, *fewer) for schedule in part], node, fabric)
+            times = np.stack([mean_pass(each, len(chosen)) for each in priced]).reshape(-1, len(base), len(chosen))
+            slowest = np.maximum(slowest, whole_pass(times, layers.missing).min(axis=0))
             ground = grounds(base[0], node, fabric)
             kinds.add(ground.weakest)
             outside.update(ground.outside)
@@ -147,21 +150,6 @@ class Run:
         return _Times(
             step=slowest * first.parallel.pp + host, source=weakest(tuple(kinds)), outside=tuple(sorted(outside))
         )
-
-    def _whole(
-        self, pools: Sequence[Pool], lowering: Lowering, layers: Shortened, base: tuple[Schedule, ...]
-    ) -> Float[np.ndarray, "plan"]:
-        """Time of a whole stage from its shortened one, the fastest of its alternatives."""
-        node, fabric = self.scenario.hardware.offer(pools[0].node).node, self.scenario.hardware.fabric
-
-        def times(schedules: tuple[Schedule, ...]) -> Float[np.ndarray, "alternative plan"]:
-            return np.stack([mean_pass(price(schedule, node, fabric), len(pools)) for schedule in schedules])
-
-        shortest = times(base)
-        whole = shortest.copy()
-        for without, missing in zip(layers.without, layers.missing, strict=True):
-            whole += missing * (shortest - times(lowering.schedules(without)))
-        return np.asarray(whole.min(axis=0))
 
     def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int) -> Lowering:
         """Lower one stage of plans of one structure, at their operating points."""
@@ -192,7 +180,15 @@ def unlike_stages(scenario: Scenario, pool: Pool) -> tuple[int, ...]:
     return tuple(seen.values())
 
 
+def whole_pass(
+    times: Float[np.ndarray, "variant alternative plan"], missing: Sequence[int]
+) -> Float[np.ndarray, "alternative plan"]:
+    """Time of a whole stage from that of its shortened one (first) and of those with one more turn left out."""
+    turns = np.array(missing, dtype=float)[:, None, None]
+    return np.asarray(times[0] + (turns * (times[:1] - times[1:])).sum(axis=0))
+
+
 def mean_pass(priced: Priced, plans: int) -> Float[np.ndarray, "plan"]:
     """Mean over routing draws of the time from a pass's start to its last task's end, per plan."""
     spans = makespan(priced)
-    return np.broadcast_to(spans, (plans, *spans.shape[1:])).reshape(plans, -1).mean(axis=1)
+    return np.asarray(np.broadcast_to(spans, (plans, *spans.shape[1:])).reshape(plans, -1).mean(axis=1))

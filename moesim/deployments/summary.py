@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from moesim.deployments.pools import Estimates
 from moesim.deployments.metrics import base_metric
+from moesim.deployments.pools import Estimates
 from moesim.deployments.result import Verdict
 from moesim.ground.units import show
 from moesim.plans.plan import Pool

@@ -20,11 +20,16 @@ def with_units(table: pd.DataFrame, units: Mapping[str, str]) -> pd.DataFrame:
 def breakdown_table(parts: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
     """List the named parts of a pass: busy time, exposed time (they add up to the pass) and what was hidden."""
     rows = [
-        {"part": name, "busy": busy, "exposed": exposed, "hidden": max(busy - exposed, 0.0)}
+        {"part": name, "busy": busy, "exposed": exposed, "hidden": _difference(busy, exposed)}
         for name, (busy, exposed) in sorted(parts.items(), key=lambda item: -item[1][1])
     ]
     table = pd.DataFrame(rows, columns=["part", "busy", "exposed", "hidden"])
     return with_units(table, {"busy": "s", "exposed": "s", "hidden": "s"})
+
+
+def _difference(busy: float, exposed: float) -> float:
+    """Busy time that is not exposed; a rounding error of sums is none."""
+    return busy - exposed if busy - exposed > 1e-9 * busy else 0.0
 
 
 def memory_table(memory: Memory, plan: int) -> pd.DataFrame:
@@ -36,8 +41,8 @@ def memory_table(memory: Memory, plan: int) -> pd.DataFrame:
 
 def task_table(schedule: Schedule, records: Records) -> pd.DataFrame:
     """List every task of one draw: when it started first and finished last over ranks."""
-    lead = (slice(None), *[0] * (records.start.ndim - 2))
-    start, finish = records.start[lead], records.finish[lead]
+    tasks, ranks = len(schedule.tasks), records.start.shape[-1]
+    start, finish = (times.reshape(tasks, -1, ranks)[:, 0] for times in (records.start, records.finish))
     table = pd.DataFrame(
         {
             "task": np.arange(len(schedule.tasks)),

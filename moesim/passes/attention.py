@@ -170,9 +170,7 @@ def _meet(size: Sizes, form: str, ranks: Column, tier: str) -> Reduce:
     return Reduce(size=size, form=form, ranks=ranks, tier=tier)
 
 
-def _add_cross(
-    chain: Chain, kind: Cross, layer: Layer, cols: Columns, done: Work, weights: str, cache: str
-) -> None:
+def _add_cross(chain: Chain, kind: Cross, layer: Layer, cols: Columns, done: Work, weights: str, cache: str) -> None:
     """Append attention over the encoder's output: same products again, keys as many as the encoder's tokens."""
     for inner, outer in _projections(kind, layer.dim, cols):
         chain.add("attention", Gemm(m=done.tokens, n=outer, k=inner, dtype=weights))

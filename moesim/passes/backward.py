@@ -64,4 +64,3 @@ def gradients(op: Op) -> tuple[Op, ...]:
             return (replace(op, form=_ADJOINT[op.form]),)
         case _:
             return (op,)
-

@@ -33,7 +33,7 @@ def column(values: Sequence[float]) -> Column:
 class Columns:
     """The degrees of a batch of plans, and whether their ranks are kept apart.
 
-    `formats` is the storage format of each class of tensors: experts, attention, dense, embedding, kv, dispatch, combine.
+    `formats` is the storage format of each class of tensors (`TENSORS`).
     `folded` says that rank rows are classes of a drawn load rather than the ranks themselves; then a batch must be
     alike on all ranks.
     """
@@ -56,7 +56,7 @@ class Columns:
     def group_sum(self, size: Sizes) -> Sizes:
         """Add a size over each tensor-parallel group: what attention and dense layers of a group work on."""
         if size.shape[-1] == 1:
-            return size * self.tp
+            return np.asarray(size * self.tp)
         tp = self.first.parallel.tp
         blocks = size.reshape(*size.shape[:-1], -1, tp).sum(axis=-1)
         return np.repeat(blocks, tp, axis=-1)

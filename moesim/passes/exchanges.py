@@ -50,7 +50,7 @@ class Routed:
     @property
     def alike(self) -> bool:
         """Whether one source rank stands for all."""
-        return self.counts.shape[2] == 1
+        return bool(self.counts.shape[2] == 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -242,11 +242,10 @@ def _joined(phases: Sequence[Phase], axis: int) -> Phase:
     first = ops[0]
     if isinstance(first, AllToAll):
         exchanges = [op for op in ops if isinstance(op, AllToAll)]
-        columns = {
-            name: _concatenated([getattr(op, name) for op in exchanges], axis)
-            for name in ("sent", "received", "messages")
-        }
-        return replace(phases[0], op=replace(first, **columns))
+        sent, received, messages = (
+            _concatenated([getattr(op, name) for op in exchanges], axis) for name in ("sent", "received", "messages")
+        )
+        return replace(phases[0], op=replace(first, sent=sent, received=received, messages=messages))
     traffic = [op.traffic for op in ops if isinstance(op, Elementwise)]
     return replace(phases[0], op=Elementwise(traffic=_concatenated(traffic, axis)))
 
@@ -258,7 +257,8 @@ def _concatenated(sizes: Sequence[Shaped[np.ndarray, "..."]], axis: int) -> Shap
         return sizes[0]
     if axis != -1:
         draws = max(size.shape[-2] for size in sizes)
-        sizes = [np.broadcast_to(size, (*size.shape[:-2], draws, ranks)) for size in sizes]
+        wide = (draws, ranks)
+        sizes = [s if s.shape[-2:] == wide else np.broadcast_to(s, (*s.shape[:-2], *wide)) for s in sizes]
     return np.concatenate(sizes, axis=axis)
 
 
@@ -272,11 +272,8 @@ def _kept(phase: Phase, chosen: Int[np.ndarray, "draw class"]) -> Phase:
     op = phase.op
     if isinstance(op, AllToAll):
         messages = op.messages.reshape(len(op.tiers), -1, op.messages.shape[-1])
-        kept = {
-            name: fold(size, chosen)[:, None]
-            for name, size in (("sent", op.sent), ("received", op.received), ("messages", messages))
-        }
-        return replace(phase, op=replace(op, **kept))
+        sent, received, kept = (fold(size, chosen)[:, None] for size in (op.sent, op.received, messages))
+        return replace(phase, op=replace(op, sent=sent, received=received, messages=kept))
     assert isinstance(op, Elementwise)
     return replace(phase, op=Elementwise(traffic=fold(op.traffic, chosen)[None]))
 
@@ -284,7 +281,12 @@ def _kept(phase: Phase, chosen: Int[np.ndarray, "draw class"]) -> Phase:
 def _stacked(parts: Sequence[Mixture]) -> Mixture:
     """Stack plans along the plan axis; ranks with fewer slots are padded with empty ones."""
     slots = max(part.rows.shape[0] for part in parts)
-    padded = [np.pad(part.rows, ((0, slots - part.rows.shape[0]), (0, 0), (0, 0), (0, 0))) for part in parts]
+    padded = [
+        rows
+        if len(rows) == slots
+        else np.concatenate([rows, np.zeros((slots - len(rows), *rows.shape[1:]), rows.dtype)])
+        for rows in (part.rows for part in parts)
+    ]
     return Mixture(
         rows=np.concatenate(padded, axis=1),
         sizes=_stacked_phases([part.sizes for part in parts]),

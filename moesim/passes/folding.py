@@ -7,6 +7,8 @@ every expert active and cost more weight traffic than any rank has.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
@@ -14,6 +16,7 @@ CLASSES = 4
 """Rows that a folded schedule keeps: the heaviest rank, the one with most active experts, two middle ones."""
 
 
+@lru_cache(maxsize=1024)
 def class_counts(ranks: int, number: int = CLASSES) -> Float[np.ndarray, "class"]:
     """How many ranks each class stands for; they add up to `ranks`.
 
@@ -23,9 +26,12 @@ def class_counts(ranks: int, number: int = CLASSES) -> Float[np.ndarray, "class"
     ([1.0, 1.0, 1.0], [1.0, 1.0, 31.0, 31.0])
     """
     if ranks <= number:
-        return np.ones(ranks)
-    bounds = np.linspace(0, ranks - 2, number - 1).astype(int)
-    return np.concatenate([[1.0, 1.0], np.diff(bounds).astype(float)])
+        counts = np.ones(ranks)
+    else:
+        bounds = np.linspace(0, ranks - 2, number - 1).astype(int)
+        counts = np.concatenate([[1.0, 1.0], np.diff(bounds)])
+    counts.flags.writeable = False
+    return counts
 
 
 def classes(rows: Shaped[np.ndarray, "slot draw rank"], number: int = CLASSES) -> Int[np.ndarray, "draw class"]:
@@ -61,9 +67,7 @@ def classes(rows: Shaped[np.ndarray, "slot draw rank"], number: int = CLASSES) -
     return np.concatenate([first, np.take_along_axis(rest, second, axis=-1), others[:, middles]], axis=-1)
 
 
-def fold(
-    size: Shaped[np.ndarray, "... draw rank"], chosen: Int[np.ndarray, "draw class"]
-) -> Shaped[np.ndarray, "..."]:
+def fold(size: Shaped[np.ndarray, "... draw rank"], chosen: Int[np.ndarray, "draw class"]) -> Shaped[np.ndarray, "..."]:
     """Keep the chosen ranks of a size; a size-1 rank axis stays as it is.
 
     Examples

@@ -39,7 +39,10 @@ from moesim.world.workload import Training
 OPTIMIZER_BYTES: Mapping[str, float] = {"adam": 16.0, "sgd": 8.0}
 """Bytes per trained parameter besides its bf16 weight: fp32 gradient and master copy, and Adam's two fp32 moments."""
 
-CONTEXT_BYTES_PER_LAYER = 34.0
+LOGIT = 4.0
+"""Bytes of a logit: fp32."""
+
+KEPT_BYTES = 34.0
 """Activation bytes kept for backward per token and unit of width, attention recomputed (Korthikanti et al.,
 arXiv 2205.05198, eq. 2 without the attention-score term)."""
 
@@ -54,17 +57,17 @@ class Memory:
     @property
     def total(self) -> Float[np.ndarray, "plan"]:
         """All items together."""
-        return np.sum(list(self.items.values()), axis=0)
+        return np.asarray(np.sum(list(self.items.values()), axis=0))
 
     @property
     def fits(self) -> Bool[np.ndarray, "plan"]:
         """Whether each plan fits."""
-        return self.total <= self.capacity
+        return np.asarray(self.total <= self.capacity)
 
     @property
     def headroom(self) -> Float[np.ndarray, "plan"]:
         """Bytes left on the fullest rank; negative where the plan does not fit."""
-        return self.capacity - self.total
+        return np.asarray(self.capacity - self.total)
 
 
 def footprint(
@@ -115,7 +118,9 @@ def _one_structure(
     """Take the fullest stage of plans of one structure."""
     cols = columns(pools, scenario.model, folded=True)
     stages = [
-        _stage_items(scenario, cols, stage, column(list(sequences)), column(list(context)), column(list(tokens)), training)
+        _stage_items(
+            scenario, cols, stage, column(list(sequences)), column(list(context)), column(list(tokens)), training
+        )
         for stage in sorted({0, cols.first.parallel.pp - 1})
     ]
     totals = np.stack([np.sum(list(items.values()), axis=0) for items in stages])
@@ -141,13 +146,14 @@ def _stage_items(
     weights = _weights(model, layers, cols, ends=(stage == 0) + (stage == pp - 1))
     items = weights | {
         "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
-        "activations": _activations(model, layers, cols, tokens, framework, training),
+        "activations": _activations(model, layers, cols, tokens, sequences, framework, training),
         "exchange buffers": _buffers(layers, cols, tokens),
         "runtime": column([framework.reserve]),
     }
     if training:
         per_parameter = OPTIMIZER_BYTES[_optimizer(scenario)]
-        items["optimizer"] = sum(_parameters(model, layers, cols)) * per_parameter
+        dense, attention, experts = _parameters(model, layers, cols)
+        items["optimizer"] = (dense + attention + experts) * per_parameter
     return {key: np.broadcast_to(value, cols.tp.shape).ravel().copy() for key, value in items.items()}
 
 
@@ -227,20 +233,37 @@ def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Colum
 
 
 def _activations(
-    model: Model, layers: list[Layer], cols: Columns, tokens: Column, framework: Framework, training: bool
+    model: Model,
+    layers: list[Layer],
+    cols: Columns,
+    tokens: Column,
+    sequences: Column,
+    framework: Framework,
+    training: bool,
 ) -> Column:
-    """Activation bytes: a workspace of some hidden states in serving; what backward needs, in training."""
+    """Activation bytes: a workspace of some hidden states in serving; what backward needs, in training.
+
+    Logits are fp32, one row per sequence.
+    """
     width = max(layer.dim for layer in layers)
     if not training:
-        logits = tokens * model.vocab / cols.tp * 4.0
-        return tokens * cols.tp * width * framework.workspace + logits
-    kept = sum(layer.dim * layer.tokens * CONTEXT_BYTES_PER_LAYER for layer in layers)
+        logits = sequences * model.vocab / cols.tp * LOGIT
+        return np.asarray(tokens * cols.tp * width * framework.workspace + logits)
+    kept = sum(layer.dim * layer.tokens * KEPT_BYTES for layer in layers)
     routed = sum(
-        layer.tokens * layer.ffn.topk * (2 * layer.ffn.input_dim + matrices(gated=layer.ffn.gated) * layer.ffn.width) * 2
+        layer.tokens
+        * layer.ffn.topk
+        * (2 * layer.ffn.input_dim + matrices(gated=layer.ffn.gated) * layer.ffn.width)
+        * 2
         for layer in layers
         if isinstance(layer.ffn, Moe)
     )
     return tokens * (kept + routed) * cols.first.parallel.pp  # 1F1B: the first stage holds pp microbatches
+
+
+def _routed_bytes(moe: Moe) -> float:
+    """Activation bytes kept for backward per token by its experts: rows in and out, and their inner states."""
+    return moe.topk * (2 * moe.input_dim + matrices(gated=moe.gated) * moe.width) * ACTIVATION
 
 
 def _buffers(layers: list[Layer], cols: Columns, tokens: Column) -> Column:
@@ -248,7 +271,7 @@ def _buffers(layers: list[Layer], cols: Columns, tokens: Column) -> Column:
     widest = max((layer.ffn.topk * layer.ffn.input_dim for layer in layers if isinstance(layer.ffn, Moe)), default=0)
     policy: AllToAllPolicy = make("alltoall", cols.first.policy("alltoall"))
     copies = 0.0 if policy.replicated else 2.0
-    return tokens * cols.etp * widest * ACTIVATION * copies
+    return np.asarray(tokens * cols.etp * widest * ACTIVATION * copies)
 
 
 def describe(memory: Memory, plan: int, gpu: str) -> str:
@@ -257,4 +280,3 @@ def describe(memory: Memory, plan: int, gpu: str) -> str:
     items = " + ".join(f"{key} {show(size, 'B')}" for size, key in largest)
     total = show(float(memory.total[plan]), "B")
     return f"does not fit: {items} and others, {total} > {show(float(memory.capacity[plan]), 'B')} on {gpu}"
-

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from moesim.ground.streams import stream
 from moesim.passes.attention import ACTIVATION, Work, add_attention, join_group, work
@@ -98,7 +99,7 @@ def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[
 _Cache = dict[tuple[Layer, int], tuple[Schedule, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached counts
 class _Setting:
     """What all layers of one lowering have in common."""
 
@@ -115,6 +116,11 @@ class _Setting:
     overlap: Overlap
     sized: Sized
     replicated: bool
+
+    @cached_property
+    def count(self) -> Float[np.ndarray, "plan 1 rank"]:
+        degrees = (pool.parallel for pool in self.cols.pools)
+        return np.stack([class_counts(p.ep * p.etp) * p.edp for p in degrees])[:, None]
 
     @property
     def tiers(self) -> Mapping[str, str]:
@@ -225,8 +231,7 @@ def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tup
     blocks: list[tuple[Schedule, ...]] = []
     if setting.stage == 0:
         blocks.append((_embedding(setting),))
-    for number in layers:
-        blocks.append(_layer_block(setting, number, cache))
+    blocks.extend(_layer_block(setting, number, cache) for number in layers)
     if setting.last:
         blocks.append((_head(setting),))
         for module in range(_drafted(setting)):
@@ -255,7 +260,7 @@ def _cell(setting: _Setting, number: int) -> int:
     """Layer cell of the drawn counts for a layer: its own, or the one that stands for its kind."""
     model, cells = setting.model, setting.routed[0].counts.shape[1]
     if cells == len(model.moe_layers):
-        return min(sum(layer < number for layer in model.moe_layers), cells - 1)
+        return min(sum(layer < number for layer in model.moe_layers), int(cells) - 1)
     return kind_of(model.layers[min(number, len(model.layers) - 1)], model)
 
 
@@ -263,8 +268,10 @@ def _chain(setting: _Setting, layer: int = 0) -> Chain:
     """Start a block with the labels and row counts of this lowering."""
     pools, gpus = setting.cols.pools, setting.node.gpus
     if not setting.cols.folded:
-        return Chain(layer=layer, groups=labels(pools[0].parallel, setting.stage, gpus), count=np.ones(pools[0].parallel.ranks))
-    count = np.stack([class_counts(p.ep * p.etp) * p.edp for p in (pool.parallel for pool in pools)])[:, None]
+        return Chain(
+            layer=layer, groups=labels(pools[0].parallel, setting.stage, gpus), count=np.ones(pools[0].parallel.ranks)
+        )
+    count = setting.count
     return Chain(layer=layer, groups=folded_labels(count.shape[-1]), count=count)
 
 

@@ -45,18 +45,14 @@ def add_mixture(
         _add_projection(chain, moe.input_dim, dim, cols, tokens)
 
 
-def add_dense(
-    chain: Chain, dense: Dense, dim: int, cols: Columns, tokens: Sizes, tiers: Mapping[str, str]
-) -> None:
+def add_dense(chain: Chain, dense: Dense, dim: int, cols: Columns, tokens: Sizes, tiers: Mapping[str, str]) -> None:
     """Append a dense feed-forward part, its width divided over the tensor-parallel group that shares `tokens`."""
     chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
     _add_network(chain, "mlp", dim, dense.width / cols.tp, cols, tokens, gated=dense.gated)
     join_group(chain, tokens * dim * ACTIVATION, "all_reduce", cols, tiers)
 
 
-def _add_network(
-    chain: Chain, name: str, dim: int, width: Sizes, cols: Columns, tokens: Sizes, *, gated: bool
-) -> None:
+def _add_network(chain: Chain, name: str, dim: int, width: Sizes, cols: Columns, tokens: Sizes, *, gated: bool) -> None:
     """Append the products of a feed-forward network of inner `width` per rank, with the activation between them."""
     weights = cols.formats["dense"]
     inner = width * (matrices(gated=gated) - 1)

@@ -215,12 +215,13 @@ class _Writer:
         if value.cells is None:
             return self._write(np.add, source.register, value.plus, value.grain)
         size, inner = value.cells.size, value.cells.inner
-        if inner > 1 or size % source.grain:
-            register = self._spread(source, 1)
-            operation = partial(_latest_in_lanes, size, inner) if inner > 1 else partial(_latest_in_blocks, size)
-        else:
-            register = source.register
-            operation = partial(_latest_in_blocks, size // source.grain)
+        grain = source.grain if inner == 1 and size % source.grain == 0 else 1
+        register = self._spread(source, grain)
+        operation: Operation = partial(_latest_in_blocks, size // grain)
+        if inner > 1:
+            operation = partial(_latest_in_lanes, size, inner)
+        elif size == self.ranks and size // grain > NARROW and register > self.zero:
+            operation = _latest_of_all
         return self._write(operation, register, register, value.grain)
 
 
@@ -241,6 +242,11 @@ def _repeated(times: int, one: Times, _: Times, out: Times) -> None:
 def _chosen(part: Part, those: Times, others: Times, out: Times) -> None:
     np.copyto(out, others)
     np.copyto(out, those, where=part)
+
+
+def _latest_of_all(one: Times, _: Times, out: Times) -> None:
+    """The latest over many ranks."""
+    np.maximum.reduce(one, axis=-1, keepdims=True, out=out)
 
 
 def _latest_in_blocks(size: int, one: Times, _: Times, out: Times) -> None:

@@ -18,20 +18,21 @@ CHUNK = 1 << 14
 """Numbers in an array of times beyond which plans are run in several blocks, so that the arrays stay in the cache."""
 
 
-def timeline(priced: Priced, *, sharing: bool = True) -> Records:
-    """Run a priced schedule and record every task.
+def timeline(priced: Priced, *, keep: Sequence[int] | None = None, sharing: bool = True) -> Records:
+    """Run a priced schedule and record its tasks.
 
     Leading axes (plans, steps, draws) are independent runs and broadcast.
 
     Parameters
     ----------
+    keep : the tasks to record, in this order; None records all, which costs memory and time where ranks are many
     sharing : False leaves out the stretch for shared links and kernels beside each other: what would happen if every
         task had everything to itself
     """
     program = compiled(priced.schedule)
-    records = _record(program, priced.duration)
-    stretched = _stretched(program, priced) if sharing else None
-    return records if stretched is None else _record(program, stretched)
+    durations = _stretched(program, priced) if sharing else priced.duration
+    start, finish = _times(program, durations, range(len(durations)) if keep is None else keep)
+    return Records(start=start, finish=finish)
 
 
 def makespan(priced: Priced, *, sharing: bool = True) -> Float[np.ndarray, "..."]:
@@ -40,8 +41,7 @@ def makespan(priced: Priced, *, sharing: bool = True) -> Float[np.ndarray, "..."
     lead = leading(priced.duration)
     end = np.empty(lead)
     for block, part in _blocks(priced, lead):
-        durations = _stretched(program, part) if sharing else None
-        end[block] = _end(program, part.duration if durations is None else durations)
+        end[block] = _end(program, _stretched(program, part) if sharing else part.duration)
     return end
 
 
@@ -59,16 +59,11 @@ def _end(program: Program, durations: Sequence[Times]) -> Times:
     return play(plan, durations, leading(durations))[plan.end][..., 0]
 
 
-def _record(program: Program, durations: Sequence[Times]) -> Records:
-    start, finish = _times(program, durations, range(len(durations)), program.rows)
-    return Records(start=start, finish=finish)
-
-
-def _times(program: Program, durations: Sequence[Times], tasks: Sequence[int], ranks: int) -> tuple[Times, Times]:
+def _times(program: Program, durations: Sequence[Times], tasks: Sequence[int]) -> tuple[Times, Times]:
     """Start and finish of some tasks, by [task, ..., rank]."""
     plan, lead = tape(program, _alike(durations), frozenset(tasks)), leading(durations)
     registers = play(plan, durations, lead)
-    start, finish = (np.empty((len(tasks), *lead, ranks)) for _ in range(2))
+    start, finish = (np.empty((len(tasks), *lead, program.rows)) for _ in range(2))
     for at, task in enumerate(tasks):
         for times, register in zip((start, finish), plan.kept[task], strict=True):
             entries = registers[register]
@@ -76,18 +71,16 @@ def _times(program: Program, durations: Sequence[Times], tasks: Sequence[int], r
     return start, finish
 
 
-def _stretched(program: Program, priced: Priced) -> list[Times] | None:
-    """Durations after the stretch; None if no task has met another."""
+def _stretched(program: Program, priced: Priced) -> Sequence[Times]:
+    """Durations after the stretch: run once as if nothing were shared, and see who met whom."""
     met = contention(priced)
     if not met.tasks:
-        return None
-    alone = _times(program, priced.duration, met.tasks, program.rows)
-    factor = stretch(priced, met, *alone)
-    longer = (factor > 1.0).reshape(len(factor), -1).any(axis=1)
+        return priced.duration
+    factor = stretch(priced, met, *_times(program, priced.duration, met.tasks))
     durations = list(priced.duration)
-    for at in np.flatnonzero(longer):
+    for at in np.flatnonzero((factor > 1.0).reshape(len(factor), -1).any(axis=1)):
         durations[met.tasks[at]] = durations[met.tasks[at]] * factor[at]
-    return durations if longer.any() else None
+    return durations
 
 
 def _blocks(priced: Priced, lead: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], Priced]]:

@@ -6,8 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import lru_cache
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path

@@ -91,12 +91,19 @@ def _joined(schedules: Sequence[Schedule], tasks: Iterable[Task], out: Iterable[
     )
 
 
-def _moved(task: Task, indices: Sequence[int] | int, entry: tuple[int, ...]) -> Task:
-    """Rewrite a task's `after` by an offset or a table; a task without any gets `entry`."""
-    if not task.after:
-        return replace(task, after=entry) if entry else task
-    after = tuple(i + indices for i in task.after) if isinstance(indices, int) else tuple(indices[i] for i in task.after)
-    return replace(task, after=after)
+def _at(task: Task, after: tuple[int, ...], shift: int = 0) -> Task:
+    """Copy a task with another `after` and layer; written out because a schedule has thousands of them."""
+    return Task(
+        name=task.name,
+        stream=task.stream,
+        op=task.op,
+        after=after,
+        group=task.group,
+        on=task.on,
+        layer=task.layer + shift,
+        chunk=task.chunk,
+        microbatch=task.microbatch,
+    )
 
 
 def series(schedules: Sequence[Schedule]) -> Schedule:
@@ -113,7 +120,7 @@ def series(schedules: Sequence[Schedule]) -> Schedule:
     out: tuple[int, ...] = ()
     for schedule in schedules:
         offset = len(tasks)
-        tasks.extend(_moved(task, offset, out) for task in schedule.tasks)
+        tasks.extend(_at(task, tuple(i + offset for i in task.after) or out) for task in schedule.tasks)
         out = tuple(i + offset for i in schedule.out) if schedule.tasks else out
     return _joined(schedules, tasks, out)
 
@@ -134,7 +141,7 @@ def relayered(block: Schedule, shift: int) -> Schedule:
     """Return the block with its layer numbers moved by `shift`; ops stay the same objects."""
     if shift == 0:
         return block
-    return replace(block, tasks=tuple(replace(task, layer=task.layer + shift) for task in block.tasks))
+    return replace(block, tasks=tuple(_at(task, task.after, shift) for task in block.tasks))
 
 
 def beside(first: Schedule, second: Schedule) -> Schedule:
@@ -158,7 +165,7 @@ def beside(first: Schedule, second: Schedule) -> Schedule:
     for place, (_, side, i) in enumerate(order):
         places[side][i] = place
         task = pair[side].tasks[i]
-        tasks.append(replace(task, after=tuple(places[side][j] for j in task.after)))
+        tasks.append(_at(task, tuple(places[side][j] for j in task.after)))
     out = [places[side][i] for side, schedule in enumerate(pair) for i in schedule.out]
     return _joined(pair, tasks, out)
 

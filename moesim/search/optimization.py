@@ -218,8 +218,8 @@ def unfit_table(scenario: Scenario, pools: Sequence[Pool], memory: Memory) -> pd
     """For every node type, count the layouts that do not fit and show the one that misses by least."""
     rows = []
     groups: dict[str, list[int]] = {}
-    for index in np.flatnonzero(~memory.fits):
-        groups.setdefault(pools[index].node, []).append(int(index))
+    for index in map(int, np.flatnonzero(~memory.fits)):
+        groups.setdefault(pools[index].node, []).append(index)
     numbers = Counter(pool.node for pool in pools)
     for node, indices in groups.items():
         nearest_fit = max(indices, key=lambda index: memory.headroom[index])

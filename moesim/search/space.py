@@ -13,7 +13,7 @@ from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space, d
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy
 from moesim.world.hardware import Node, Offer
-from moesim.world.model import Dense, Linear, Model, Moe
+from moesim.world.model import Dense, Linear, Model
 from moesim.world.scenario import Scenario
 
 SLICE = 128
@@ -113,9 +113,7 @@ def _allowed(space: Space, name: str, value: int) -> bool:
     return not listed or value in listed
 
 
-def _pools(
-    scenario: Scenario, space: Space, node: Node, parallel: Parallel, refused: Counter[str]
-) -> Iterator[Pool]:
+def _pools(scenario: Scenario, space: Space, node: Node, parallel: Parallel, refused: Counter[str]) -> Iterator[Pool]:
     """Combine one set of degrees with every policy, batch and framework; count the combinations that make no sense."""
     policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
@@ -154,7 +152,7 @@ def _senseless(named: Mapping[str, Policy], parallel: Parallel, node: Node, mixt
 def _precision(space: Space) -> Mapping[str, str]:
     """Collect single-valued precision axes."""
     prefix = "precision."
-    return {name.removeprefix(prefix): values[0] for name, values in space.axes.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): str(axis(space, name)[0]) for name in space.axes if name.startswith(prefix)}
 
 
 def deployments(pools: Sequence[Pool], offers: Mapping[str, Offer]) -> Iterator[tuple[int, int]]:

@@ -87,10 +87,10 @@ def counts_in_words(counts: Counts) -> str:
     Examples
     --------
     >>> counts_in_words(Counts(layouts=10, plans=40, invalid={"odd": 3}, unfit=4, refused=0, estimated=6))
-    '10 layouts (40 plans with their replicas): 6 estimated, 4 do not fit, 0 refused; 3 combinations left out as senseless'
+    '10 layouts (40 plans with replicas): 6 estimated, 4 do not fit, 0 refused; 3 combinations left out as senseless'
     """
     return (
-        f"{counts.layouts:,} layouts ({counts.plans:,} plans with their replicas): {counts.estimated:,} estimated, "
+        f"{counts.layouts:,} layouts ({counts.plans:,} plans with replicas): {counts.estimated:,} estimated, "
         f"{counts.unfit:,} do not fit, {counts.refused:,} refused; "
         f"{sum(counts.invalid.values()):,} combinations left out as senseless"
     )

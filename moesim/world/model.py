@@ -344,7 +344,7 @@ def kv_tokens(attention: Attention | None, context: float) -> float:
 
 
 def state_bytes(attention: Attention | None) -> Bytes:
-    """Bytes of constant state per sequence and layer: linear attention's matrices (fp32) and convolution tail (bf16)."""
+    """Bytes of constant state per sequence and layer: linear attention's matrices (fp32), convolution tail (bf16)."""
     if not isinstance(attention, Linear):
         return 0.0
     matrix = attention.value_heads * attention.key_dim * attention.value_dim * 4.0

@@ -101,7 +101,7 @@ class Batch:
     @property
     def tokens(self) -> Row:
         """Tokens each rank is home to, prefill and decode together."""
-        return self.prefill + self.decode
+        return np.asarray(self.prefill + self.decode)
 
 
 def prompts(count: Row, length: Row, prefix: Row | float = 0.0, *, backward: bool = False) -> Batch:

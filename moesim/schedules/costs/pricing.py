@@ -59,9 +59,20 @@ def price(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
     >>> price(Schedule(tasks=(Task(name="embed", stream="compute", op=fixed(2.0)),), out=(0,)), node, ()).duration
     (array([2.]),)
     """
+    return price_together((schedule,), node, fabric)[0]
+
+
+def price_together(schedules: Sequence[Schedule], node: Node, fabric: tuple[Tier, ...]) -> tuple[Priced, ...]:
+    """Price schedules that share op objects, each op once; see `price`."""
     machine = machine_of(node, fabric)
-    prices = _priced_ops([task.op for task in schedule.tasks], machine)
-    tiers = sorted({name for _, demand in prices.values() for name in demand})
+    prices = _priced_ops([task.op for schedule in schedules for task in schedule.tasks], machine)
+    return tuple(_priced(schedule, prices, machine) for schedule in schedules)
+
+
+def _priced(schedule: Schedule, prices: _Prices, machine: Machine) -> Priced:
+    """Lay the prices of a schedule's ops out by task."""
+    used = {id(task.op) for task in schedule.tasks}
+    tiers = sorted({name for op in used for name in prices[op][1]})
     none = np.zeros(1)
     return Priced(
         schedule=schedule,
@@ -70,7 +81,7 @@ def price(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
             {name: tuple(prices[id(task.op)][1].get(name, none) for task in schedule.tasks) for name in tiers}
         ),
         links=MappingProxyType({name: _link(name, schedule, machine) for name in tiers}),
-        slowdown=node.device.interference,
+        slowdown=machine.device.interference,
     )
 
 

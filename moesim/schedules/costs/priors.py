@@ -34,7 +34,7 @@ PAD = 0.5  # tiles lost per expert: the mean of rounding ragged rows up
 NORM = 2.0  # study 3.1: p is about 2-3
 HEAD_TILE = 16.0  # rows of the smallest tensor-core instruction (NVIDIA PTX ISA, mma.m16n8k16)
 LATENT_TILE = 50.0  # study 3.3: heads are padded to about 45-60 in latent-attention kernels
-HALF_WIDTH = 32.0  # FlashAttention-3, arXiv 2407.08608, figure 5: about 690 of 989 TFLOP/s on 128-wide heads
+HALF_WIDTH = 32.0  # assumed: 128-wide heads reach 680 of 989 TFLOP/s (FlashAttention-3, arXiv 2407.08608: up to 740)
 DIAGONAL = 64.0  # keys of a 128-wide diagonal tile that a query does not see, in the mean
 HOST_CALL = 10e-6  # a size read back and waited for; assumed
 
@@ -86,15 +86,15 @@ _REACHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
 )
 _NVLINKS = ("nvlink", "nvswitch", "xgmi")
 PINNED = 0.80  # domain.md C1: pinned host copies reach 0.75-0.85 of PCIe
-LL_SHARE = 0.38  # NCCL 2.20, graph/tuning.cc: llMaxBws, 141 GB/s of about 370 on one Hopper node
-LL128_SHARE = 0.92  # NCCL 2.20, graph/tuning.cc: 120 of 128 bytes are payload, times 0.98
+LL_SHARE = 0.40  # NCCL, graph/tuning.cc: llMaxBws, 141 GB/s on one Hopper node, of the 355 of Simple
+LL128_SHARE = 0.92  # 120 of 128 bytes are payload (NCCL), and 2 % less for its flags' polling (assumed)
 LL_LAUNCH = 5e-6  # study 3.4: LL floor 5 us
 LL128_LAUNCH = 7e-6  # assumed, between the two
 SIMPLE_LAUNCH = 12e-6  # domain.md C1: 6-16 us for a collective on NVLink
 RING_HOP = 0.85e-6  # study 3.4: per hop of a ring on NVLink
 RING_COPY = 1.2e-12  # study 3.4: 1.2 ns per KB of local copy
 ALL_TO_ALL_LAUNCH = 11e-6  # study 3.5: 11-15 us inside a node
-PER_MESSAGE = 0.1e-6  # assumed; DeepEP's EP16 to EP256 leaves about 20 us for 240 more peers
+PER_MESSAGE = 0.1e-6  # assumed, after DeepEP's published EP16 to EP256: about 20 us for 240 more peers
 SEND_LAUNCH = 5e-6  # assumed, as LL
 
 
