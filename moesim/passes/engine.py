@@ -273,7 +273,8 @@ def _wiring(priced: Priced) -> _Wiring:
 
 
 def _spread(array: Float[np.ndarray, "..."], rows: int) -> Float[np.ndarray, "rank"]:
-    return np.broadcast_to(array.reshape(-1), (rows,))
+    flat = array.reshape(-1)
+    return flat if len(flat) == rows else np.broadcast_to(flat, (rows,))
 
 
 def _slowing(slowdown: Mapping[str, Mapping[str, float]]) -> set[str]:
@@ -318,6 +319,7 @@ class _CoflowRun(_Run[CoflowWants]):
         rows, self.class_of_row = _classes(priced, self.wiring)
         super().__init__(priced, rows, CoLinks(self.wiring.capacity))
         self.over: dict[tuple[int, int], Event] = {}
+        self.rows_of: dict[tuple[str, str, int], Int[np.ndarray, "row"]] = {}
 
     def records(self) -> Records:
         """Give every row what its class has recorded."""
@@ -325,10 +327,16 @@ class _CoflowRun(_Run[CoflowWants]):
         return Records(start=folded.start[:, self.class_of_row], finish=folded.finish[:, self.class_of_row])
 
     def _open(self, number: int, label: int, ranks: Sequence[int]) -> None:
-        task = self.tasks[number]
-        labels = _labels(self.priced.schedule, task.group, task.on)
-        rows = np.flatnonzero(labels == label) if label != ALONE else np.array([self.rows[ranks[0]]])
+        rows = self._met(number, label) if label != ALONE else np.array([self.rows[ranks[0]]])
         self._start(number, rows, ranks)
+
+    def _met(self, number: int, label: int) -> Int[np.ndarray, "row"]:
+        """Rows that meet for a task under a label."""
+        task = self.tasks[number]
+        key = (task.group, task.on, label)
+        if key not in self.rows_of:
+            self.rows_of[key] = np.flatnonzero(_labels(self.priced.schedule, task.group, task.on) == label)
+        return self.rows_of[key]
 
     def _start(self, number: int, rows: Int[np.ndarray, "row"], ranks: Sequence[int]) -> None:
         """Start the coflow of a task, if it has reason to be one."""

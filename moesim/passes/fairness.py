@@ -176,10 +176,11 @@ def shares(capacity: CoflowWants, wants: Float[np.ndarray, "flow link"]) -> Floa
     >>> shares(np.array([10.0, 10.0]), np.array([[8.0, 2.0], [8.0, 0.0], [0.0, 5.0]])).tolist()
     [0.625, 0.625, 1.0]
     """
-    flows = len(wants)
     ascending = np.sort(wants, axis=0)
-    left = capacity - np.cumsum(ascending, axis=0) + ascending
-    levels = (left / np.arange(flows, 0, -1)[:, np.newaxis]).max(axis=0, initial=0.0)
+    left = capacity + ascending
+    left -= np.cumsum(ascending, axis=0)
+    left /= np.arange(len(wants), 0, -1)[:, np.newaxis]
+    levels = np.maximum.reduce(left, axis=0, initial=0.0)
     relative = np.divide(levels, wants, out=np.ones_like(wants), where=wants > levels)
     smallest: Float[np.ndarray, "flow"] = relative.min(axis=1)
     return smallest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from moesim.passes.attention import ACTIVATION, kv_share
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
+from moesim.policies.protocols import AllToAllPolicy, Batching, Buffering, Placement
 from moesim.world.framework import Framework
 from moesim.world.model import (
     Cross,
@@ -102,9 +102,24 @@ def _alike(pools: Sequence[Pool]) -> list[list[int]]:
     for index, pool in enumerate(pools):
         policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
         precision = tuple(sorted(pool.precision.items()))
-        key = (pool.node, pool.framework, pool.parallel.pp, precision, policy.replicated)
+        key = (pool.node, pool.framework, pool.parallel.pp, precision, policy.replicated, _drafts(pool))
         groups.setdefault(key, []).append(index)
     return list(groups.values())
+
+
+def _drafts(pool: Pool) -> bool:
+    """Whether a pool speculates, and so keeps the model's drafting modules."""
+    batching: Batching = make("batching", pool.policy("batching"))
+    return batching.speculated > 0
+
+
+def _unlike_stages(model: Model, pp: int) -> Sequence[int]:
+    """List one pipeline stage of each kind: the first, the last, and those between with other numbers of layers."""
+    seen: dict[Hashable, int] = {}
+    for stage in range(pp):
+        layers = Counter(model.layers[number] for number in stage_layers(model, pp, stage))
+        seen.setdefault((frozenset(layers.items()), stage == 0, stage == pp - 1), stage)
+    return tuple(seen.values())
 
 
 def _one_structure(
@@ -121,7 +136,7 @@ def _one_structure(
         _stage_items(
             scenario, cols, stage, column(list(sequences)), column(list(context)), column(list(tokens)), training
         )
-        for stage in sorted({0, cols.first.parallel.pp - 1})
+        for stage in _unlike_stages(scenario.model, cols.first.parallel.pp)
     ]
     totals = np.stack([np.sum(list(items.values()), axis=0) for items in stages])
     fullest = totals.argmax(axis=0)
@@ -141,9 +156,11 @@ def _stage_items(
     """Itemise one stage, one number per plan."""
     model, pool = scenario.model, cols.first
     pp = pool.parallel.pp
-    layers = [model.layers[number] for number in stage_layers(model, pp, stage)]
+    modules = model.mtp if stage == pp - 1 and _drafts(pool) else 0
+    layers = [model.layers[number] for number in stage_layers(model, pp, stage)] + [model.layers[-1]] * modules
     framework = _framework(scenario, pool)
-    weights = _weights(model, layers, cols, ends=(stage == 0) + (stage == pp - 1))
+    ends = _vocabularies(model, cols, ends=(stage == 0) + (stage == pp - 1))
+    weights = _weights(model, layers, cols, ends, modules)
     items = weights | {
         "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
         "activations": _activations(model, layers, cols, tokens, sequences, framework, training),
@@ -153,7 +170,7 @@ def _stage_items(
     if training:
         per_parameter = OPTIMIZER_BYTES[_optimizer(scenario)]
         dense, attention, experts = _parameters(model, layers, cols)
-        items["optimizer"] = (dense + attention + experts) * per_parameter
+        items["optimizer"] = (dense + attention + experts + ends + model.others / pp) * per_parameter
     return {key: np.broadcast_to(value, cols.tp.shape).ravel().copy() for key, value in items.items()}
 
 
@@ -162,11 +179,21 @@ def _optimizer(scenario: Scenario) -> str:
     return scenario.workload.optimizer
 
 
-def _weights(model: Model, layers: list[Layer], cols: Columns, *, ends: int) -> dict[str, Column]:
-    """Bytes of weights per rank: experts by slot, dense parts by tensor slice, vocabulary at the model's ends."""
-    dense, attention, experts = _parameters(model, layers, cols)
+def _vocabularies(model: Model, cols: Columns, *, ends: int) -> Column:
+    """Parameters of the embedding and the head per rank, as many of the two as this stage has."""
     matrices_here = min(ends, 1 if model.tied and cols.first.parallel.pp == 1 else 2)
-    vocabulary = embedding_parameters(model) * matrices_here / cols.tp
+    return np.asarray(embedding_parameters(model) * matrices_here / cols.tp)
+
+
+def _weights(
+    model: Model, layers: list[Layer], cols: Columns, vocabulary: Column, modules: int
+) -> dict[str, Column]:
+    """Bytes of weights per rank: experts by slot, dense parts by tensor slice, vocabulary at the model's ends.
+
+    A drafting module is one more layer behind a projection of hidden state and embedding, side by side.
+    """
+    dense, attention, experts = _parameters(model, layers, cols)
+    dense = dense + modules * 2.0 * model.dim**2
     return {
         "expert weights": experts * bytes_of(cols.formats["experts"]),
         "attention weights": attention * bytes_of(cols.formats["attention"]),
@@ -218,9 +245,12 @@ def _slots(moe: Moe, cols: Columns) -> Column:
 
 
 def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Column) -> Column:
-    """KV cache and constant states per rank: divided over heads where there are heads to divide, and over cp."""
+    """KV cache and constant states per rank: divided over heads where there are heads to divide, and over cp.
+
+    An encoder keeps nothing once it has run.
+    """
     total = np.zeros_like(cols.tp)
-    for layer, times in Counter(layers).items():
+    for layer, times in Counter(layer for layer in layers if layer.part == "decoder").items():
         kind = layer.attention
         if isinstance(kind, Unmodelled):
             raise ValueError(f"KV bytes of attention kind `{kind.name}` are not modelled")
@@ -250,14 +280,7 @@ def _activations(
         logits = sequences * model.vocab / cols.tp * LOGIT
         return np.asarray(tokens * cols.tp * width * framework.workspace + logits)
     kept = sum(layer.dim * layer.tokens * KEPT_BYTES for layer in layers)
-    routed = sum(
-        layer.tokens
-        * layer.ffn.topk
-        * (2 * layer.ffn.input_dim + matrices(gated=layer.ffn.gated) * layer.ffn.width)
-        * 2
-        for layer in layers
-        if isinstance(layer.ffn, Moe)
-    )
+    routed = sum(layer.tokens * _routed_bytes(layer.ffn) for layer in layers if isinstance(layer.ffn, Moe))
     return tokens * (kept + routed) * cols.first.parallel.pp  # 1F1B: the first stage holds pp microbatches
 
 

@@ -100,12 +100,15 @@ def make(kind: str, policy: Policy, folders: Sequence[Path] = ()) -> Any:
     Traceback (most recent call last):
     moesim.ground.errors.PolicyError: placement policy `eplb` has no setting `redundent`; did you mean `redundant`?
     """
-    return _made(kind, policy, tuple(folders))
+    return _made(kind, policy, tuple(map(type, policy.settings.values())), tuple(folders))
 
 
 @lru_cache(maxsize=4096)
-def _made(kind: str, policy: Policy, folders: tuple[Path, ...]) -> Any:
-    """Build a policy once: policies are values, and a search asks for the same few a million times."""
+def _made(kind: str, policy: Policy, types: tuple[type, ...], folders: tuple[Path, ...]) -> Any:
+    """Build a policy once: policies are values, and a search asks for the same few a million times.
+
+    `types` tells settings apart that are equal but not alike (1 and True).
+    """
     found = find(kind, policy.name, folders)
     label = f"{kind} policy `{policy.name}`"
     known = settings(found)
