@@ -28,10 +28,12 @@ def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
     """
     from moesim.files.yaml import load_study
     from moesim.search.optimization import optimize as search
+    from moesim.views.progress import bar
     from moesim.views.tables import ranking_json, show_ranking
 
     study = load_study(scenario)
-    ranking = search(study.scenario, study.space, goal=study.goal, seed=seed)
+    with bar("estimating") as progress:
+        ranking = search(study.scenario, study.space, goal=study.goal, seed=seed, progress=progress)
     if json:
         print(ranking_json(ranking))
     else:

@@ -45,9 +45,7 @@ def draw(rng: np.random.Generator, tasks: int, slowdown: float) -> Priced:
         duration=duration,
         demand={"link": tuple(want * length for want, length in zip(wants, duration, strict=True))},
         links={
-            "link": Link(
-                capacity=1.0, link_of_rank=np.arange(RANKS) // int(rng.choice([2, 4])), members=np.ones(RANKS)
-            )
+            "link": Link(capacity=1.0, link_of_rank=np.arange(RANKS) // int(rng.choice([2, 4])), members=np.ones(RANKS))
         },
         slowdown={"copy": {"compute": slowdown}, "compute": {"copy": slowdown}} if slowdown else {},
     )
@@ -70,9 +68,7 @@ def _task(rng: np.random.Generator, number: int) -> Task:
 def computing(priced: Priced, scale: float) -> Priced:
     """The same with compute tasks longer by a factor."""
     pairs = zip(priced.schedule.tasks, priced.duration, strict=True)
-    return replace(
-        priced, duration=tuple(scale * length if task.op is KERNEL else length for task, length in pairs)
-    )
+    return replace(priced, duration=tuple(scale * length if task.op is KERNEL else length for task, length in pairs))
 
 
 def load_of(priced: Priced) -> float:

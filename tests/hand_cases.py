@@ -77,9 +77,7 @@ def schedule(*tasks, ranks=1, groups=None, parts=None, out=None):
 
 def rendezvous():
     tasks = (run("gate", "compute", 1, 3), run("dispatch", "comm", 2, 1, after=(0,), group="all"))
-    return Case(
-        schedule=schedule(*tasks, ranks=2, groups={"all": [0, 0]}), end=5, times={1: ([3.0, 3.0], [5.0, 4.0])}
-    )
+    return Case(schedule=schedule(*tasks, ranks=2, groups={"all": [0, 0]}), end=5, times={1: ([3.0, 3.0], [5.0, 4.0])})
 
 
 def pipelined(degree, message=0.0, stages=1, by_chunk=True):
@@ -89,9 +87,7 @@ def pipelined(degree, message=0.0, stages=1, by_chunk=True):
     if not by_chunk:
         order.sort(key=lambda pair: pair[1])
     place = {pair: degree + at for at, pair in enumerate(order)}
-    experts = [
-        run("experts", "compute", 4 / degree / stages, after=(place[c, s - 1] if s else c,)) for c, s in order
-    ]
+    experts = [run("experts", "compute", 4 / degree / stages, after=(place[c, s - 1] if s else c,)) for c, s in order]
     combines = [run("combine", "comm", 4 / degree + message, after=(place[c, stages - 1],)) for c in range(degree)]
     return schedule(*dispatches, *experts, *combines)
 
@@ -117,9 +113,7 @@ def expert_cache():
     dispatch, combine = run("dispatch", "comm", 3.0), ("combine", "comm", 3.0)
     fetches = (run("fetch", "h2d", 2.5), run("fetch", "h2d", 2.5))
     hit = schedule(dispatch, run("experts", "compute", 2.0, after=(0,)), run(*combine, after=(1,)))
-    grouped = schedule(
-        dispatch, *fetches, run("experts", "compute", 2.0, after=(0, 1, 2)), run(*combine, after=(3,))
-    )
+    grouped = schedule(dispatch, *fetches, run("experts", "compute", 2.0, after=(0, 1, 2)), run(*combine, after=(3,)))
     one_by_one = schedule(
         dispatch,
         *fetches,
@@ -149,9 +143,7 @@ def assignment_caching(cached):
     if not cached:
         tasks.append(run("sizes", "comm", 0.0, after=(0,), group="all"))
     tasks.append(run("experts", "compute", 1.0, after=() if cached else (1,), on="experts"))
-    return schedule(
-        *tasks, ranks=2, groups={"all": [0, 0]}, parts={"gating": [True, False], "experts": [False, True]}
-    )
+    return schedule(*tasks, ranks=2, groups={"all": [0, 0]}, parts={"gating": [True, False], "experts": [False, True]})
 
 
 def two_dh():

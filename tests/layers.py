@@ -34,7 +34,9 @@ BY_RANK = ("dispatch", "experts", "combine")
 """What is not alike on all ranks."""
 
 
-def layers(ranks: int, lead: tuple[int, ...] = (), count: int = 61, wants: float = 0.8) -> Priced:
+def layers(
+    ranks: int, lead: tuple[int, ...] = (), count: int = 61, wants: float = 0.8, slowdown: bool = True
+) -> Priced:
     """Layers of microseconds; all-to-all wants part of a NIC, pack and unpack of a PCIe link, both shared by two."""
     rng = np.random.default_rng(0)
     tasks = tuple(
@@ -49,9 +51,7 @@ def layers(ranks: int, lead: tuple[int, ...] = (), count: int = 61, wants: float
         for layer in range(count)
         for place, (name, op, stream, group, after) in enumerate(LAYER)
     )
-    duration = tuple(
-        rng.lognormal(0.0, 0.3, (*lead, ranks if task.name in BY_RANK else 1)) * 1e-5 for task in tasks
-    )
+    duration = tuple(rng.lognormal(0.0, 0.3, (*lead, ranks if task.name in BY_RANK else 1)) * 1e-5 for task in tasks)
     rank, none = np.arange(ranks), np.zeros(1)
     pairs = Link(capacity=50e9, link_of_rank=rank // 2, members=np.ones(ranks))
     users = {"nic": ALL_TO_ALL, "pcie": STAGED}
@@ -70,7 +70,7 @@ def layers(ranks: int, lead: tuple[int, ...] = (), count: int = 61, wants: float
             for tier, op in users.items()
         },
         links=dict.fromkeys(users, pairs),
-        slowdown={"compute": {"collective": 0.1}, "collective": {"compute": 0.05}},
+        slowdown={"compute": {"collective": 0.1}, "collective": {"compute": 0.05}} if slowdown else {},
     )
 
 

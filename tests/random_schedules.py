@@ -1,4 +1,4 @@
-"""Random schedules in which nothing is shared, for hypothesis: streams, groups of every form, parts, lengths of zero."""
+"""Random schedules in which nothing is shared, for hypothesis: streams, groups of every form, parts, zero lengths."""
 
 from dataclasses import dataclass
 

@@ -81,7 +81,9 @@ def test_they_are_close_where_links_are_shared(slowdown, seeds, capsys):
         )
         every += off.tolist()
     with capsys.disabled():
-        print(f"\ntimeline over engine, minus 1; kernels and copies slow each other by {slowdown:.0%}", *lines, sep="\n")
+        print(
+            f"\ntimeline over engine, minus 1; kernels and copies slow each other by {slowdown:.0%}", *lines, sep="\n"
+        )
     assert len(every) == len(LOADS) * len(SIZES) * len(seeds)
     assert_close(every)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from moesim.files.profiles import load_profile
 from moesim.ground.streams import stream
 from moesim.ground.units import Source
 from moesim.passes.exchanges import Routed
-from moesim.passes.lowering import arrange, distinct_blocks, lower
+from moesim.passes.lowering import arrange, distinct_blocks, lower, sampled_layers
 from moesim.passes.presence import home_tokens, mixture_kinds
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool
 from moesim.schedules.schedule import Schedule
@@ -61,6 +63,13 @@ def model(name: str) -> Model:
 
 
 @cache
+def brief(name: str) -> Model:
+    """Cut a shipped model down to one layer of each kind, in order, and one more like the last."""
+    whole = model(name)
+    return replace(whole, layers=(*dict.fromkeys(whole.layers), whole.layers[-1]))
+
+
+@cache
 def offer(name: str = "nvidia/hgx-h200", max_nodes: int = 8) -> Offer:
     """Put a shipped node type on offer."""
     return Offer(node=load_profile("node", name).profile, max_nodes=max_nodes, rent=3.5 / 3600)
@@ -73,9 +82,10 @@ def scenario(
     cv: float = 0.0,
     workload: Serving | Training = SERVING,
     seed: int = 0,
+    short: bool = False,
 ) -> Scenario:
-    """Build a world around a shipped model; cv 0 is balanced routing."""
-    chosen = model(name)
+    """Build a world around a shipped model, whole or `brief`; cv 0 is balanced routing."""
+    chosen = brief(name) if short else model(name)
     layers = len(chosen.moe_layers)
     moe = chosen.moe(chosen.moe_layers[0]) if layers else None
     experts, topk = (moe.experts, moe.topk) if moe else (1, 1)
@@ -96,15 +106,67 @@ def scenario(
     )
 
 
-def pool(parallel: Parallel, *, node: str = "nvidia/hgx-h200", replicas: int = 1, **policies: Policy | str) -> Pool:
+def pool(
+    parallel: Parallel,
+    *,
+    node: str = "nvidia/hgx-h200",
+    replicas: int = 1,
+    microbatch: int = 1,
+    precision: Mapping[str, str] = MappingProxyType({}),
+    **policies: Policy | str,
+) -> Pool:
     """Build a pool, policies by kind."""
     named = {kind: Policy(name=policy) if isinstance(policy, str) else policy for kind, policy in policies.items()}
-    return Pool(role="all", node=node, replicas=replicas, parallel=parallel, policies={**DEFAULT_POLICIES, **named})
+    return Pool(
+        role="all",
+        node=node,
+        replicas=replicas,
+        parallel=parallel,
+        microbatch=microbatch,
+        precision=precision,
+        policies={**DEFAULT_POLICIES, **named},
+    )
+
+
+def distinct(world: Scenario, chosen: Pool) -> Mapping[int, float]:
+    """Mean number of blocks of ranks that a token's experts live in, for every size of block that a hop reaches."""
+    if not world.model.moe_layers:
+        return {}
+    layout = arrange(world, chosen, tokens=1, seed=0)
+    node = world.hardware.offer(chosen.node).node
+    sizes = [size for _, size in reach(node, world.hardware.fabric)]
+    return distinct_blocks(world.routing, layout, chosen.parallel.etp, sizes)
+
+
+def one_layer_draws(
+    world: Scenario, chosen: Pool, tokens: int, *, draws: int, seed: int = 0, folded: bool = False
+) -> Routed:
+    """Draw the counts of one MoE layer a pass, that of each draw from another depth, to stand for all its layers.
+
+    Folded, one source rank is the mean of an expert block's ranks.
+    """
+    layers = sampled_layers(world.routing.layers, draws)
+    p = chosen.parallel
+    ranks = p.ep * p.etp if folded else p.ranks
+    drawn = world.routing.only(layers.tolist()).draw(np.full(ranks, tokens), 0, stream(seed, "routing"))
+    return Routed(
+        counts=(drawn.mean(axis=1, keepdims=True) if folded else drawn)[:, None],
+        layer_of=layers[:, None],
+        distinct=distinct(world, chosen),
+    )
+
+
+def lowered(
+    world: Scenario, chosen: Pool, batch: Batch, drawn: Sequence[Routed], *, stage: int = 0, seed: int = 0
+) -> tuple[Schedule, ...]:
+    """Lower a stage's pass on given draws, one for each part of the batch: all alternatives."""
+    layout = arrange(world, chosen, tokens=int(batch.tokens.max()), seed=seed)
+    parts = [[each] for each in drawn]
+    return lower(world, [chosen], stage, [layout], [batch] * len(parts), parts).schedules()
 
 
 def unfolded_draws(world: Scenario, chosen: Pool, batch: Batch, *, draws: int = 1, seed: int = 0) -> Routed:
     """Draw whole counts for every rank and every MoE layer, at the tokens that layer sees."""
-    layout = arrange(world, chosen, tokens=int(batch.tokens.max()), seed=seed)
     rng = stream(seed, "routing")
     seen = {}
     for kind in mixture_kinds(world.model):
@@ -116,10 +178,7 @@ def unfolded_draws(world: Scenario, chosen: Pool, batch: Batch, *, draws: int = 
     none = np.zeros((draws, 1, chosen.parallel.ranks, 1), int)
     counts = np.stack([seen[layer.part, layer.tokens][:, i] for i, layer in enumerate(layers)], 1) if layers else none
     layers = np.tile(np.arange(counts.shape[1]), (draws, 1))
-    node = world.hardware.offer(chosen.node).node
-    sizes = [size for _, size in reach(node, world.hardware.fabric)]
-    distinct = distinct_blocks(world.routing, layout, chosen.parallel.etp, sizes) if world.model.moe_layers else {}
-    return Routed(counts=counts, layer_of=layers, distinct=distinct)
+    return Routed(counts=counts, layer_of=layers, distinct=distinct(world, chosen))
 
 
 def unfolded(
@@ -127,5 +186,4 @@ def unfolded(
 ) -> tuple[Schedule, Routed]:
     """Lower one pass with every rank a row and every layer its own draw; home tokens must be whole."""
     drawn = unfolded_draws(world, chosen, batch, draws=draws, seed=seed)
-    layout = arrange(world, chosen, tokens=int(batch.tokens.max()), seed=seed)
-    return lower(world, [chosen], stage, [layout], [batch], [[drawn]]).schedules()[0], drawn
+    return lowered(world, chosen, batch, [drawn], stage=stage, seed=seed)[0], drawn

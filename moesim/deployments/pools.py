@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from moesim.deployments.arrangements import Arrangements, arrangements
+from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.operation import Operation, batch_share, operation
 from moesim.ground.errors import PolicyError
 from moesim.ground.units import SourceKind, weakest
@@ -36,17 +37,25 @@ class Estimates:
 
     `step` is the time in which every sequence in flight gets its next token: a microbatch's pass through the slowest
     stage, times the stages; NaN where the pool does not fit or was refused. `refused` says why ("" where it was not).
+    `source` is the weakest kind of source each number rests on.
     """
 
     operation: Operation
     memory: Memory
     step: Float[np.ndarray, "plan"]
     refused: tuple[str, ...]
-    source: SourceKind
+    source: tuple[SourceKind, ...]
     outside: tuple[str, ...]
 
 
-def estimate_pools(scenario: Scenario, pools: Sequence[Pool], *, seed: int = 0, draws: int = DRAWS) -> Estimates:
+def estimate_pools(
+    scenario: Scenario,
+    pools: Sequence[Pool],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Estimates:
     """Estimate the step time of many pools at their full batch.
 
     Parameters
@@ -59,29 +68,35 @@ def estimate_pools(scenario: Scenario, pools: Sequence[Pool], *, seed: int = 0, 
         Seed of the routing draws; equal for all pools, so that their differences are theirs.
     draws : int
         Routing draws to average over.
+    progress : callable
+        Told the share done, from 0 to 1, now and then.
     """
     point = operation(scenario.workload, pools)
     memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.most)
     run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
     step = np.full(len(pools), np.nan)
     refused = [""] * len(pools)
-    kinds: set[SourceKind] = set()
+    source = scenario_grounds(scenario, pools)
     outside: set[str] = set()
+    done = 0
     for group in _structures(scenario, pools, memory.fits):
         for block in (group[i : i + BLOCK] for i in range(0, len(group), BLOCK)):
+            done += len(block)
+            progress(done / memory.fits.sum())
             for part, times in run.parts(pools, block):
                 if isinstance(times, PolicyError):
                     refused[part[0]] = str(times)
                     continue
                 step[part] = times.step
-                kinds.add(times.source)
+                for index in part:
+                    source[index] = weakest((source[index], times.source))
                 outside.update(times.outside)
     return Estimates(
         operation=point,
         memory=memory,
         step=step,
         refused=tuple(refused),
-        source=weakest(tuple(kinds)),
+        source=tuple(source),
         outside=tuple(sorted(outside)),
     )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moesim.ground.errors import Fault, ModelError
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Column, Columns, Sizes, column
 from moesim.passes.presence import presence
@@ -34,7 +35,7 @@ class Work:
     """What a tensor-parallel group has to do in one layer, the sum over its ranks' homes.
 
     `tokens` are all new tokens, `decoded` those of decode, `sequences` the decoding sequences (fewer than `decoded`
-    when tokens are speculated).
+    when tokens are speculated), `encoded` the prompt tokens that a decoder behind an encoder attends to.
     """
 
     tokens: Sizes
@@ -44,6 +45,7 @@ class Work:
     keys: Sizes
     decoded: Sizes
     sequences: Sizes
+    encoded: Sizes
     context: Sizes
 
     @property
@@ -55,18 +57,23 @@ class Work:
 
 
 def work(layer: Layer, model: Model, batch: Batch, cols: Columns, speculated: float) -> Work:
-    """Sum what this layer sees of a batch over each tensor-parallel group."""
+    """Sum what this layer sees of a batch over each tensor-parallel group.
+
+    A batch counts causal pairs; an encoder's tokens see all of their prompt, twice as many.
+    """
     prefill, decode = presence(layer, model, backward=batch.backward)
+    seen = prefill**2 * (2.0 if layer.part == "encoder" else 1.0)
     new = cols.group_sum(batch.prefill * prefill)
     decoded = cols.group_sum(batch.decode * decode)
     return Work(
         tokens=new + decoded,
         prefill=new,
         prompts=cols.group_sum(batch.prompts * (prefill > 0)),
-        pairs=cols.group_sum(batch.pairs * prefill**2),
+        pairs=cols.group_sum(batch.pairs * seen),
         keys=cols.group_sum(batch.keys * prefill),
         decoded=decoded,
         sequences=decoded / (1.0 + speculated),
+        encoded=cols.group_sum(batch.prefill * layer.tokens),
         context=batch.context,
     )
 
@@ -81,7 +88,7 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
 
     Raises
     ------
-    ValueError
+    ModelError
         An attention kind without a formula.
     """
     kind = layer.attention
@@ -103,7 +110,7 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
         _add_cross(chain, kind, layer, cols, done, weights, cache)
 
 
-def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Column, Column], ...]:
+def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes, Sizes], ...]:
     """List (inner, outer) widths of the products before the core, per rank."""
     width = column([dim])
     heads = kind.heads / cols.tp
@@ -116,11 +123,17 @@ def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Column
             keys = 2 * kind.key_heads * kind.key_dim / cols.tp
             return ((width, keys + heads * (2 * kind.value_dim + 2)),)
         case Unmodelled():
-            raise ValueError(f"attention kind `{kind.name}` has no cost form; its layers cannot be timed")
+            raise unmodelled(kind)
         case Gqa() | Window() | Cross():
             gate = 2 if not isinstance(kind, Cross) and kind.gated else 1
             cached = local_kv_heads(kind.kv_heads, cols) * (kind.head_dim + kind.value_dim)
             return ((width, heads * kind.head_dim * gate + cached),)
+
+
+def unmodelled(kind: Unmodelled) -> ModelError:
+    """Refuse to size a kind of attention without a formula."""
+    problem = f"attention `{kind.name}` has no formula; its caches cannot be sized, nor its layers timed"
+    return ModelError("model", [Fault(path="attention", problem=problem, remedy="describe it as a kind that has one")])
 
 
 def _value_dim(kind: Attention) -> int:
@@ -171,13 +184,17 @@ def _meet(size: Sizes, form: str, ranks: Column, tier: str) -> Reduce:
 
 
 def _add_cross(chain: Chain, kind: Cross, layer: Layer, cols: Columns, done: Work, weights: str, cache: str) -> None:
-    """Append attention over the encoder's output: same products again, keys as many as the encoder's tokens."""
-    for inner, outer in _projections(kind, layer.dim, cols):
-        chain.add("attention", Gemm(m=done.tokens, n=outer, k=inner, dtype=weights))
+    """Append attention over the encoder's output: queries of the new tokens, keys and values of the encoded ones.
+
+    Every new token sees the whole prompt, not the half of it that a causal token sees.
+    """
+    width, heads = column([layer.dim]), kind.heads / cols.tp
+    cached = local_kv_heads(kind.kv_heads, cols) * (kind.head_dim + kind.value_dim)
+    chain.add("attention", Gemm(m=done.tokens, n=heads * kind.head_dim, k=width, dtype=weights))
+    chain.add("attention", Gemm(m=done.encoded, n=cached, k=width, dtype=weights))
     for phase in done.phases:
-        chain.add("attention", _core(kind, cols, done, phase, cache))
-    out = kind.heads / cols.tp * kind.value_dim
-    chain.add("attention", Gemm(m=done.tokens, n=column([layer.dim]), k=out, dtype=weights))
+        chain.add("attention", _core(kind, cols, replace(done, pairs=2.0 * done.pairs), phase, cache))
+    chain.add("attention", Gemm(m=done.tokens, n=width, k=heads * kind.value_dim, dtype=weights))
 
 
 def join_group(chain: Chain, size: Sizes, form: str, cols: Columns, tiers: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from moesim.ground.clock import Clock, Event, Steps
 from moesim.ground.units import Seconds
 from moesim.passes.fairness import CoflowWants, CoLinks, Flow, FlowWants, Links, Neighbors, Sharing, Wants
+from moesim.passes.program import check
 from moesim.schedules.schedule import ALONE, KIND_OF_OP, Priced, Records, Schedule
 
 RATES = 1
@@ -34,7 +35,10 @@ def engine(priced: Priced, *, coflows: bool = False) -> Records:
     ------
     ValueError
         There is more than one plan, step or draw.
+    MoesimError
+        The schedule cannot be run; see `program.check`.
     """
+    check(priced.schedule)
     if any(duration.size > duration.shape[-1] for duration in priced.duration):
         lead = np.broadcast_shapes(*{duration.shape[:-1] for duration in priced.duration})
         raise ValueError(f"the engine runs one plan at a time; these durations have leading axes {lead}: index them")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moesim.ground.units import show
-from moesim.passes.attention import ACTIVATION, kv_share
+from moesim.passes.attention import ACTIVATION, kv_share, unmodelled
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
@@ -185,9 +185,7 @@ def _vocabularies(model: Model, cols: Columns, *, ends: int) -> Column:
     return np.asarray(embedding_parameters(model) * matrices_here / cols.tp)
 
 
-def _weights(
-    model: Model, layers: list[Layer], cols: Columns, vocabulary: Column, modules: int
-) -> dict[str, Column]:
+def _weights(model: Model, layers: list[Layer], cols: Columns, vocabulary: Column, modules: int) -> dict[str, Column]:
     """Bytes of weights per rank: experts by slot, dense parts by tensor slice, vocabulary at the model's ends.
 
     A drafting module is one more layer behind a projection of hidden state and embedding, side by side.
@@ -253,7 +251,7 @@ def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Colum
     for layer, times in Counter(layer for layer in layers if layer.part == "decoder").items():
         kind = layer.attention
         if isinstance(kind, Unmodelled):
-            raise ValueError(f"KV bytes of attention kind `{kind.name}` are not modelled")
+            raise unmodelled(kind)
         kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cols.cp * layer.tokens
         twice = 2.0 if isinstance(kind, Cross) else 1.0
         total = total + times * sequences * (

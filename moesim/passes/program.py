@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from jaxtyping import Bool, Int
 
+from moesim.ground.errors import MoesimError, nearest
 from moesim.schedules.schedule import ALONE, Schedule
 
 
@@ -108,11 +109,43 @@ _PROGRAMS: WeakKeyDictionary[Schedule, Program] = WeakKeyDictionary()
 
 
 def compiled(schedule: Schedule) -> Program:
-    """Compile a schedule's structure, or find the program of one that was compiled before."""
+    """Compile a schedule's structure, or find the program of one that was compiled before.
+
+    Raises
+    ------
+    MoesimError
+        The schedule cannot be run; see `check`.
+    """
     program = _PROGRAMS.get(schedule)
     if program is None:
+        check(schedule)
         program = _PROGRAMS[schedule] = _of(structure(schedule))
     return program
+
+
+def check(schedule: Schedule) -> None:
+    """Refuse a schedule that no executor could run.
+
+    Raises
+    ------
+    MoesimError
+        A task comes after itself or a later one, or is in a group or part that the schedule lacks, or that is not of
+        its ranks.
+    """
+    for name, ranks in (("group", schedule.groups), ("part", schedule.parts)):
+        for key, of_rank in ranks.items():
+            if of_rank.shape != (schedule.rows,):
+                raise MoesimError(
+                    f"{name} `{key}` has shape {of_rank.shape}; it must have one entry for each of {schedule.rows} rows"
+                )
+    for number, task in enumerate(schedule.tasks):
+        if any(not 0 <= earlier < number for earlier in task.after):
+            raise MoesimError(
+                f"task {number} `{task.name}` comes after {task.after}; it can come only after tasks before it"
+            )
+        for name, key, known in (("group", task.group, schedule.groups), ("part", task.on, schedule.parts)):
+            if key and key not in known:
+                raise MoesimError(f"task {number} `{task.name}` has no {name} `{key}`; {nearest(key, known)}")
 
 
 def structure(schedule: Schedule) -> Structure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -60,7 +60,12 @@ class Ranking:
 
 
 def optimize(
-    scenario: Scenario, space: Space | None = None, *, goal: str = "price_per_token", seed: int = 0
+    scenario: Scenario,
+    space: Space | None = None,
+    *,
+    goal: str = "price_per_token",
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Ranking:
     """Rank every plan of a space by a goal; plans that miss a target come after all that meet them.
 
@@ -74,6 +79,8 @@ def optimize(
         A metric's name; ties are broken by throughput.
     seed : int
         Seed of the routing draws, equal for all plans.
+    progress : callable
+        Told the share of the search done, from 0 to 1, now and then.
 
     Returns
     -------
@@ -90,7 +97,7 @@ def optimize(
     if not found.pools:
         problem = f"no layout is valid; {sum(found.invalid.values())} combinations were senseless"
         raise PlanError("space", [Fault(path="space", problem=problem, remedy="; ".join(found.invalid) or "widen it")])
-    estimates = estimate_pools(scenario, found.pools, seed=seed)
+    estimates = estimate_pools(scenario, found.pools, seed=seed, progress=progress)
     deployed = _deployed(scenario, found.pools, np.isfinite(estimates.step))
     counts = Counts(
         layouts=len(found.pools),
@@ -191,7 +198,7 @@ def _table(
         nodes = int(summary.metrics["gpus"][index]) // offer.node.gpus
         row = {"cluster": f"{nodes} x {pool.node}", "replicas": int(deployed.replicas[index]), "layout": layout(pool)}
         row |= {name: float(summary.metrics[name][index]) for name in shown}
-        rows.append(row | {"miss": max(float(miss[index]), 0.0), "source": estimates.source})
+        rows.append(row | {"miss": max(float(miss[index]), 0.0), "source": estimates.source[deployed.pool[index]]})
     return with_units(pd.DataFrame(rows), {name: COLUMNS[name] for name in shown})
 
 

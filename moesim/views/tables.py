@@ -40,16 +40,18 @@ _HEADINGS: Mapping[str, str] = {
 }
 
 
-def table(frame: pd.DataFrame, title: str) -> Table:
-    """Draw a tidy table; units come from the frame's attributes."""
-    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def show_table(out: Console, frame: pd.DataFrame, title: str) -> None:
+    """Print a tidy table under its title; units come from the frame's attributes."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     units = frame.attrs.get("units", {})
     for name in frame.columns:
         number = pd.api.types.is_numeric_dtype(frame[name])
         drawn.add_column(_HEADINGS.get(name, str(name)), justify="right" if number else "left", overflow="fold")
     for row in frame.itertuples(index=False):
         drawn.add_row(*(_cell(value, units.get(name, "")) for name, value in zip(frame.columns, row, strict=True)))
-    return drawn
+    out.print(title)
+    out.print(drawn)
+    out.print()
 
 
 def console() -> Console:
@@ -68,11 +70,10 @@ def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
         frame = ranking.table.head(rows).drop(columns="miss")
         frame.attrs = ranking.table.attrs
         frame.insert(0, "rank", range(1, len(frame) + 1))
-        out.print(table(frame, _title(ranking)))
-        out.print()
+        show_table(out, frame, _title(ranking))
         show_details(out, ranking.best, "The first plan")
     if len(ranking.unfit):
-        out.print(table(ranking.unfit, "What does not fit (per node type: how many layouts, and the nearest one)"))
+        show_table(out, ranking.unfit, "What does not fit (per node type: how many layouts, and the nearest one)")
 
 
 def _title(ranking: Ranking) -> str:
@@ -108,14 +109,15 @@ def show_details(out: Console, result: Result, title: str) -> None:
         metric = METRICS[name]
         out.print(f"  {name:18} {_summary_cell(value, metric.unit):>16}   {metric.meaning}")
     out.print(f"  {'source':18} {result.source:>16}   the weakest kind of source these numbers rest on")
+    out.print(
+        "  Means, by formula: targets at a percentile are held against them until a simulation gives percentiles."
+    )
     if result.outside:
         out.print(f"  outside the calibrated range: {', '.join(result.outside)}")
     out.print()
     if "breakdown" in result.tables:
-        out.print(table(result.tables["breakdown"], "One pass of the slowest stage, by named part"))
-        out.print()
-    out.print(table(result.tables["memory"], "Memory of the fullest rank"))
-    out.print()
+        show_table(out, result.tables["breakdown"], "One pass of the slowest stage, by named part")
+    show_table(out, result.tables["memory"], "Memory of the fullest rank")
 
 
 def _summary_cell(value: float, unit: str) -> str:
