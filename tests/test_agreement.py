@@ -67,7 +67,7 @@ def test_coflows_change_nothing_where_nothing_is_shared(drawn):
 
 
 @pytest.mark.parametrize(("slowdown", "seeds"), [(0.0, SEEDS), (0.2, SEEDS[:12])])
-def test_they_are_close_where_links_are_shared(slowdown, seeds, capsys):
+def test_they_are_close_where_links_are_shared(slowdown, seeds, capsys, record_property):
     every = []
     lines = ["load tasks schedules   mean     5%    95%    min    max  within 10%  cost of sharing"]
     for load, size in product(LOADS, SIZES):
@@ -80,10 +80,11 @@ def test_they_are_close_where_links_are_shared(slowdown, seeds, capsys):
             f"{off.max():6.1%} {np.mean(np.abs(off) <= CLOSE):11.0%} {np.mean(exact / alone) - 1:16.0%}"
         )
         every += off.tolist()
+    title = f"timeline over engine, minus 1; kernels and copies slow each other by {slowdown:.0%}"
+    figures = "\n".join((title, *lines))
+    record_property("figures", figures)
     with capsys.disabled():
-        print(
-            f"\ntimeline over engine, minus 1; kernels and copies slow each other by {slowdown:.0%}", *lines, sep="\n"
-        )
+        print(f"\n{figures}")
     assert len(every) == len(LOADS) * len(SIZES) * len(seeds)
     assert_close(every)
 

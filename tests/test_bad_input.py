@@ -13,7 +13,7 @@ from moesim.ground.errors import InputError, MoesimError, PlanError, ProfileErro
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SERVING = EXAMPLES / "deepseek_v3_serving.yaml"
-PLAN = EXAMPLES / "deepseek_v3_plan.yaml"
+PLAN = Path(__file__).parent / "data" / "disaggregated_plan.yaml"
 
 STUDY = """
 name: chat

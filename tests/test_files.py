@@ -16,7 +16,7 @@ from moesim.world.workload import Arrivals, Lengths, Target, Training
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SERVING = EXAMPLES / "deepseek_v3_serving.yaml"
-PLAN = EXAMPLES / "deepseek_v3_plan.yaml"
+PLAN = Path(__file__).parent / "data" / "disaggregated_plan.yaml"
 
 SMALL = """
 name: small

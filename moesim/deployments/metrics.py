@@ -23,7 +23,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "price": Metric(unit="USD/s", less_is_better=True, meaning="price rate of all nodes, spares too"),
         "gpus": Metric(unit="", less_is_better=True, meaning="gpus of all nodes"),
-        "throughput": Metric(unit="tokens/s", less_is_better=False, meaning="output tokens per second at full batch"),
+        "throughput": Metric(
+            unit="tokens/s", less_is_better=False, meaning="output tokens/s at full batch; in training, tokens/s"
+        ),
         "throughput_per_gpu": Metric(
             unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"
         ),
@@ -31,7 +33,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             unit="s", less_is_better=True, meaning="mean time to the first token, prefill and half a step; no queue"
         ),
         "tpot": Metric(unit="s", less_is_better=True, meaning="mean time per output token after the first"),
-        "step": Metric(unit="s", less_is_better=True, meaning="one pass through all stages, or one optimizer step"),
+        "step": Metric(
+            unit="s", less_is_better=True, meaning="one pass through all stages; in training, of one microbatch"
+        ),
         "mfu": Metric(unit="", less_is_better=False, meaning="work of active parameters over dense peak"),
         "imbalance": Metric(unit="", less_is_better=True, meaning="largest over mean expert rows of a rank"),
         "memory_headroom": Metric(unit="B", less_is_better=False, meaning="free bytes on the fullest rank"),

@@ -181,8 +181,8 @@ def shares(capacity: CoflowWants, wants: Float[np.ndarray, "flow link"]) -> Floa
     left -= np.cumsum(ascending, axis=0)
     left /= np.arange(len(wants), 0, -1)[:, np.newaxis]
     levels = np.maximum.reduce(left, axis=0, initial=0.0)
-    relative = np.divide(levels, wants, out=np.ones_like(wants), where=wants > levels)
-    smallest: Float[np.ndarray, "flow"] = relative.min(axis=1)
+    relative = levels / np.maximum(wants, levels)
+    smallest: Float[np.ndarray, "flow"] = np.minimum.reduce(relative, axis=1)
     return smallest
 
 

@@ -89,7 +89,6 @@ class _Writer:
     def __init__(self, program: Program, alike: bytes) -> None:
         self.program = program
         self.ranks = program.rows
-        self.tasks = len(program.stream)
         self.operations: list[tuple[Operation, int, int, int]] = []
         self.grains = [self.ranks if one else 1 for one in alike]
         self.zero = self._new(self.ranks)

@@ -19,10 +19,12 @@ from moesim.deployments.summary import Deployments, Summary, misses, summarize
 from moesim.deployments.tables import with_units
 from moesim.ground.errors import Fault, PlanError, nearest
 from moesim.passes.footprint import Memory, describe
-from moesim.plans.plan import Plan, Pool, Space
+from moesim.plans.plan import Plan, Policy, Pool, Space
+from moesim.policies.finding import make
+from moesim.policies.protocols import Batching
 from moesim.search.space import deployments, enumerate_pools, with_replicas
 from moesim.world.scenario import Scenario
-from moesim.world.workload import Serving, Target
+from moesim.world.workload import Serving, Target, Training
 
 SHOWN = 20
 """Plans the ranking keeps as full plans."""
@@ -191,18 +193,23 @@ def _table(
 ) -> pd.DataFrame:
     """Write the ranked table: cluster, layout, headline numbers, source."""
     shown = [name for name in COLUMNS if name in summary.metrics]
+    training = isinstance(scenario.workload, Training)
     rows = []
     for index in top:
         pool = deployed.pools[deployed.pool[index]]
         offer = scenario.hardware.offer(pool.node)
         nodes = int(summary.metrics["gpus"][index]) // offer.node.gpus
-        row = {"cluster": f"{nodes} x {pool.node}", "replicas": int(deployed.replicas[index]), "layout": layout(pool)}
+        row = {
+            "cluster": f"{nodes} x {pool.node}",
+            "replicas": int(deployed.replicas[index]),
+            "layout": layout(pool, training=training),
+        }
         row |= {name: float(summary.metrics[name][index]) for name in shown}
         rows.append(row | {"miss": max(float(miss[index]), 0.0), "source": estimates.source[deployed.pool[index]]})
     return with_units(pd.DataFrame(rows), {name: COLUMNS[name] for name in shown})
 
 
-def layout(pool: Pool) -> str:
+def layout(pool: Pool, *, training: bool = False) -> str:
     """Name a pool's layout in short: the degrees above one, then policies and batch.
 
     Examples
@@ -213,17 +220,23 @@ def layout(pool: Pool) -> str:
     """
     p = pool.parallel
     degrees = [f"{name}{getattr(p, name)}" for name in ("pp", "dp", "tp", "cp", "ep", "etp") if getattr(p, name) > 1]
-    overlap = pool.policy("overlap").name
-    placement = pool.policy("placement")
-    redundant = placement.settings.get("redundant", 0)
-    words = [*degrees, pool.policy("alltoall").name, placement.name + (f"+{redundant}" if redundant else "")]
-    words += [overlap] if overlap != "none" else []
-    return " ".join([*words, f"batch {pool.policy('batching').settings.get('max_batch', 256)}"])
+    words = [*degrees, *(_in_short(pool.policy(kind)) for kind in ("alltoall", "placement", "overlap"))]
+    batching: Batching = make("batching", pool.policy("batching"))
+    return " ".join(
+        [*filter(None, words), f"microbatch {pool.microbatch}" if training else f"batch {batching.max_batch}"]
+    )
+
+
+def _in_short(policy: Policy) -> str:
+    """Name a policy with the values of its settings; doing nothing goes without saying."""
+    values = ",".join(str(value) for value in policy.settings.values())
+    return "" if policy.name == "none" else policy.name + (f":{values}" if values else "")
 
 
 def unfit_table(scenario: Scenario, pools: Sequence[Pool], memory: Memory) -> pd.DataFrame:
     """For every node type, count the layouts that do not fit and show the one that misses by least."""
     rows = []
+    training = isinstance(scenario.workload, Training)
     groups: dict[str, list[int]] = {}
     for index in map(int, np.flatnonzero(~memory.fits)):
         groups.setdefault(pools[index].node, []).append(index)
@@ -232,6 +245,11 @@ def unfit_table(scenario: Scenario, pools: Sequence[Pool], memory: Memory) -> pd
         nearest_fit = max(indices, key=lambda index: memory.headroom[index])
         device = scenario.hardware.offer(node).node.device.name
         why = describe(memory, nearest_fit, device)
-        row = {"node": node, "unfit": len(indices), "of": numbers[node], "nearest": layout(pools[nearest_fit])}
+        row = {
+            "node": node,
+            "unfit": len(indices),
+            "of": numbers[node],
+            "nearest": layout(pools[nearest_fit], training=training),
+        }
         rows.append(row | {"why": why})
     return pd.DataFrame(rows, columns=["node", "unfit", "of", "nearest", "why"])

@@ -15,21 +15,28 @@ from moesim.policies.protocols import AllToAllPolicy
 from moesim.world.hardware import Node, Offer
 from moesim.world.model import Dense, Linear, Model
 from moesim.world.scenario import Scenario
+from moesim.world.workload import Serving, Training
 
 SLICE = 128
 """Narrowest slice of a feed-forward width worth multiplying: fp8 weights are scaled in blocks of 128."""
 
-DEFAULT_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+SERVING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "alltoall": tuple(Policy(name=name) for name in ("reduce", "linear", "two_dh", "deduplicated")),
         "overlap": (Policy(name="none"), Policy(name="two_batch")),
         "placement": (Policy(name="contiguous"), Policy(name="eplb", settings={"redundant": 32})),
         "max_batch": (16, 32, 64, 128, 256, 512),
+        "microbatch": (1,),
         "parallel.pp": (1, 2),
         "parallel.cp": (1,),
     }
 )
-"""Alternatives tried where a scenario lists none; other axes are open to every value that divides."""
+"""Alternatives tried where a serving scenario lists none; other axes are open to every value that divides."""
+
+TRAINING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {**SERVING_AXES, "placement": (Policy(name="contiguous"),), "max_batch": (256,), "microbatch": (1, 2, 4)}
+)
+"""The same for training, where a batch is a microbatch of whole sequences and experts have no copies."""
 
 POLICY_AXES = ("placement", "gating", "alltoall", "overlap", "buffering")
 
@@ -44,6 +51,7 @@ class Enumerated:
 
 def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
     """List every valid pool of one replica on the scenario's offers."""
+    space = with_defaults(space, scenario.workload)
     refused: Counter[str] = Counter()
     found: list[Pool] = []
     for offer in scenario.hardware.offers:
@@ -52,9 +60,15 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
     return Enumerated(pools=tuple(found), invalid=MappingProxyType(dict(refused)))
 
 
+def with_defaults(space: Space, workload: Serving | Training) -> Space:
+    """Fill in the alternatives of axes that a space leaves out."""
+    defaults = TRAINING_AXES if isinstance(workload, Training) else SERVING_AXES
+    return Space(axes=MappingProxyType({**defaults, **space.axes}))
+
+
 def axis(space: Space, name: str) -> tuple[Any, ...]:
-    """Return a space's alternatives of an axis, or the default ones; none means open."""
-    return space.axes.get(name) or DEFAULT_AXES.get(name, ())
+    """Return a space's alternatives of an axis; none means that it is open."""
+    return space.axes.get(name, ())
 
 
 def _degrees(model: Model, offer: Offer, space: Space) -> Iterator[Parallel]:
@@ -117,7 +131,8 @@ def _pools(scenario: Scenario, space: Space, node: Node, parallel: Parallel, ref
     """Combine one set of degrees with every policy, batch and framework; count the combinations that make no sense."""
     policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
-    for *chosen, batch, framework in itertools.product(*policies, axis(space, "max_batch"), frameworks):
+    batches = itertools.product(axis(space, "max_batch"), axis(space, "microbatch"))
+    for *chosen, (batch, microbatch), framework in itertools.product(*policies, batches, frameworks):
         named = dict(zip(POLICY_AXES, chosen, strict=True))
         reason = _senseless(named, parallel, node, bool(scenario.model.moe_layers))
         if reason:
@@ -129,6 +144,7 @@ def _pools(scenario: Scenario, space: Space, node: Node, parallel: Parallel, ref
             replicas=1,
             parallel=parallel,
             framework=framework,
+            microbatch=microbatch,
             precision=_precision(space),
             policies=MappingProxyType(named | {"batching": Policy(name="chunked", settings={"max_batch": batch})}),
         )
