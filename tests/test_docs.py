@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -85,10 +87,12 @@ every_page = pytest.mark.parametrize("page", [pytest.param(page, id=titled(page)
 @pytest.mark.parametrize("page", having(lambda block: block.language == "python"))
 def test_the_python_of_a_page_runs(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    shared: dict[str, Any] = {"__name__": "page"}
+    shared = ModuleType("page")  # a dataclass looks its module up
+    monkeypatch.setitem(sys.modules, "page", shared)
     for block in blocks(page):
         if block.language == "python":
-            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), shared)
+            lines = "\n" * (block.line - 1) + block.text  # so that a traceback names the page's own line
+            exec(compile(lines, str(page), "exec", dont_inherit=True), shared.__dict__)
     capsys.readouterr()
 
 

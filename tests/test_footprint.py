@@ -36,7 +36,7 @@ def items(name: str, parallel: Parallel, *, training: bool = False, **policies: 
 
 
 def test_deepseek_on_sixteen_ranks() -> None:
-    """16 of 256 experts of 3 x 7168 x 2048 in 58 layers; attention, shared experts and gates whole; one latent cache."""
+    """16 of 256 experts of 3 x 7168 x 2048 in 58 layers; all else whole; one latent a token in the cache."""
     found = items(DEEPSEEK, EP16)
     assert found["expert weights"] == pytest.approx(58 * 16 * 3 * 7168 * 2048 * BLOCK_FP8, rel=1e-12)
     down, up = 7168 * (1536 + 512 + 64), 1536 * 128 * 192 + 512 * 128 * 256

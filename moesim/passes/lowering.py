@@ -193,7 +193,7 @@ def lower(
     ------
     PolicyError
         A policy refuses the plan (an all-to-all that needs whole nodes, say).
-    ValueError
+    ModelError
         A layer whose attention has no cost form.
     """
     first = pools[0]
