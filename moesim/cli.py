@@ -7,7 +7,12 @@ from pathlib import Path
 
 from cyclopts import App
 
-app = App(name="moesim", help="Plan and simulate mixture-of-experts deployments.")
+app = App(
+    name="moesim",
+    help="Plan and simulate mixture-of-experts deployments.",
+    help_format="plaintext",
+    help_formatter="plain",
+)
 
 MET, MISSED, BAD_INPUT = 0, 1, 2
 """Exit codes: every target is met; none can be met; the input is wrong."""
@@ -43,7 +48,7 @@ def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
 
 @app.command
 def estimate(scenario: Path, plan: Path, /, *, seed: int = 0, json: bool = False) -> int:
-    """Estimate one plan: step time by named parts, memory by item, verdict.
+    """Estimate one plan: its step by named parts, its memory, a verdict.
 
     Parameters
     ----------

@@ -234,7 +234,7 @@ def test_a_misfit_is_described_with_its_largest_items() -> None:
     found = memory(worlds.scenario(DEEPSEEK), worlds.pool(Parallel()))
     assert not found.fits[0]
     assert describe(found, 0, "h200-sxm") == (
-        "does not fit: expert weights 654 GB + kv cache 10.3 GB and others, 694 GB > 127 GB on h200-sxm"
+        "does not fit: expert weights 654 GB + attention weights 11.4 GB and others, 687 GB > 127 GB on h200-sxm"
     )
 
 
