@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -89,15 +91,28 @@ def _unfit(scenario: Scenario, plan: Plan, estimates: Estimates) -> Verdict | No
 
 
 def _pass_tables(scenario: Scenario, plan: Plan, estimates: Estimates, seed: int) -> dict[str, pd.DataFrame]:
-    """Run the slowest stage's pass once more with its records kept, and tabulate it."""
-    priced, records = slowest_pass(scenario, plan, estimates, seed)
-    return {
-        "breakdown": breakdown_table(breakdown(priced, records)),
-        "tasks": task_table(priced.schedule, records),
-    }
+    """Run the slowest stage's passes once more with their records kept, and tabulate them.
+
+    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens.
+    """
+    share = float(estimates.operation.carrying[0])
+    priced, records = slowest_pass(scenario, plan, estimates, seed, carrying=True)
+    parts = _scaled(breakdown(priced, records), share)
+    if share < 1:
+        plain = breakdown(*slowest_pass(scenario, plan, estimates, seed, carrying=False))
+        for name, (busy, exposed) in _scaled(plain, 1 - share).items():
+            before = parts.get(name, (0.0, 0.0))
+            parts[name] = (before[0] + busy, before[1] + exposed)
+    return {"breakdown": breakdown_table(parts), "tasks": task_table(priced.schedule, records)}
 
 
-def slowest_pass(scenario: Scenario, plan: Plan, estimates: Estimates, seed: int) -> tuple[Priced, Records]:
+def _scaled(parts: Mapping[str, tuple[Seconds, Seconds]], share: float) -> dict[str, tuple[Seconds, Seconds]]:
+    return {name: (share * busy, share * exposed) for name, (busy, exposed) in parts.items()}
+
+
+def slowest_pass(
+    scenario: Scenario, plan: Plan, estimates: Estimates, seed: int, *, carrying: bool
+) -> tuple[Priced, Records]:
     """Price and run the slowest stage's pass, the fastest of its alternatives, with every task's start and finish."""
     pool = plan.pools[0]
     node, fabric = scenario.hardware.offer(pool.node).node, scenario.hardware.fabric
@@ -107,7 +122,7 @@ def slowest_pass(scenario: Scenario, plan: Plan, estimates: Estimates, seed: int
         arrangements=arrangements(scenario, seed=seed, draws=DRAWS),
     )
     stages = [
-        [price(schedule, node, fabric) for schedule in run.stage([pool], [0], stage).schedules()]
+        [price(schedule, node, fabric) for schedule in run.stage([pool], [0], stage, carrying=carrying).schedules()]
         for stage in unlike_stages(scenario, pool)
     ]
     slowest = max((min(alternatives, key=_seconds) for alternatives in stages), key=_seconds)

@@ -30,7 +30,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"
         ),
         "ttft": Metric(
-            unit="s", less_is_better=True, meaning="mean time to the first token, prefill and half a step; no queue"
+            unit="s",
+            less_is_better=True,
+            meaning="mean time to the first token, its prefill passes and half a step; no queue",
         ),
         "tpot": Metric(unit="s", less_is_better=True, meaning="mean time per output token after the first"),
         "step": Metric(

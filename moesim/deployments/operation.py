@@ -25,9 +25,10 @@ class Operation:
     ----------
     sequences : sequences in flight per dp group, over all pipeline stages
     decoding : sequences of a dp group in one pass
-    chunk : prompt tokens of a dp group in one pass
+    chunk : prompt tokens of a dp group in a pass that carries any
+    carrying : share of the passes that carry prompt tokens
     kept : tokens cached per sequence, at its longest
-    tokens : home tokens per rank in one pass
+    tokens : home tokens per rank in one pass, on average
     most : home tokens per rank in the largest pass the budget allows: what memory is set aside for
     prefills : passes one prompt needs
     emitted : output tokens per sequence and pass (more than 1 where tokens are speculated)
@@ -36,6 +37,7 @@ class Operation:
     sequences: Numbers
     decoding: Numbers
     chunk: Numbers
+    carrying: Numbers
     kept: Numbers
     tokens: Numbers
     most: Numbers
@@ -55,10 +57,16 @@ def operation(workload: Serving | Training, pools: Sequence[Pool]) -> Operation:
     return _training_operation(workload, pools)
 
 
-def batch_share(workload: Serving | Training, pools: Sequence[Pool], point: Operation, share: float) -> Batch:
-    """Write a share of the batch of an operating point, per rank, as columns over plans."""
+def batch_share(
+    workload: Serving | Training, pools: Sequence[Pool], point: Operation, share: float, *, carrying: bool
+) -> Batch:
+    """Write a share of the batch of an operating point, per rank, as columns over plans.
+
+    `share` is 1/2 for two-batch overlap; `carrying` says whether the pass carries prompt tokens besides decodes (a
+    training pass carries nothing else).
+    """
     if isinstance(workload, Serving):
-        return _serving_batch(workload, pools, point, share)
+        return _serving_batch(workload, pools, point, share, carrying=carrying)
     return _training_batch(workload, pools, share)
 
 
@@ -71,6 +79,7 @@ def _training_operation(workload: Training, pools: Sequence[Pool]) -> Operation:
         sequences=sequences,
         decoding=none,
         chunk=sequences * workload.sequence,
+        carrying=np.ones(len(pools)),
         kept=none,
         tokens=sequences * workload.sequence / group,
         most=sequences * workload.sequence / group,
@@ -80,10 +89,12 @@ def _training_operation(workload: Training, pools: Sequence[Pool]) -> Operation:
 
 
 def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
-    """Balance prefill and decode: each pass carries the prompt tokens that keep the batch full.
+    """Balance prefill and decode: as many prompt tokens enter as keep the batch full.
 
     A full batch of S sequences ends S / output requests a step, so S x input / output prompt tokens must enter per
-    step. Where that exceeds the token budget the batch cannot stay full, and shrinks to what the budget feeds.
+    step. They come in chunks, a whole prompt where the budget has room for it, and all dp groups take theirs in the
+    same passes; the passes between decode only. Where the budget is too small the batch cannot stay full, and shrinks
+    to what the budget feeds.
     """
     batching: list[Batching] = [make("batching", pool.policy("batching")) for pool in pools]
     requests = workload.requests
@@ -95,21 +106,26 @@ def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
     budget = np.array([float(policy.budget) for policy in batching])
     wanted = np.array([float(policy.max_batch) for policy in batching]) / stages
     decoding = np.minimum(wanted, budget * output / (new * emitted + output * (1 + speculated)))
-    chunk = decoding * emitted * new / output
+    decoded = decoding * (1 + speculated)
+    wanted_chunk = decoding * emitted * new / output
+    chunk = np.maximum(np.minimum(budget - decoded, new), wanted_chunk)
     return Operation(
         sequences=decoding * stages,
         decoding=decoding,
         chunk=chunk,
+        carrying=wanted_chunk / chunk,
         kept=np.full(len(pools), requests.input.mean + output),
-        tokens=(chunk + decoding * (1 + speculated)) / group,
-        most=np.minimum(budget, new + decoding * (1 + speculated)) / group,
+        tokens=(wanted_chunk + decoded) / group,
+        most=(chunk + decoded) / group,
         prefills=np.maximum(new / chunk, 1.0),
         emitted=emitted,
     )
 
 
-def _serving_batch(workload: Serving, pools: Sequence[Pool], point: Operation, share: float) -> Batch:
-    """Write the mixed batch of an operating point, per rank; `share` takes a part of it (1/2 for two-batch overlap).
+def _serving_batch(
+    workload: Serving, pools: Sequence[Pool], point: Operation, share: float, *, carrying: bool
+) -> Batch:
+    """Write one pass's batch, per rank: decodes, and prompt tokens where it is carrying.
 
     A chunk attends to its prompt's prefix: half the new tokens before it on average, besides cached ones.
     """
@@ -118,10 +134,10 @@ def _serving_batch(workload: Serving, pools: Sequence[Pool], point: Operation, s
     speculated = column([float(_speculated(pool)) for pool in pools])
     new = requests.input.mean * (1 - requests.prefix_hits)
     cached = requests.input.mean * requests.prefix_hits
-    prefill = column(list(point.chunk)) * share / group
+    chunk = column(list(point.chunk)) * carrying
+    prefill = chunk * share / group
     decode = column(list(point.decoding)) * share / group
-    chunk = column(list(point.chunk))
-    chunks = np.maximum(chunk / new, 1.0) * share / group
+    chunks = np.maximum(chunk / new, 1.0) * carrying * share / group
     return Batch(
         prefill=prefill,
         prompts=prefill / new,

@@ -35,14 +35,16 @@ BLOCK = 64
 class Estimates:
     """What estimating many pools gives, one number per pool.
 
-    `step` is the time in which every sequence in flight gets its next token: a microbatch's pass through the slowest
-    stage, times the stages; NaN where the pool does not fit or was refused. `refused` says why ("" where it was not).
+    `step` is the mean time in which every sequence in flight gets its next token: a microbatch's pass through the
+    slowest stage, times the stages; `carrying` is that of a pass that carries prompt tokens. Both are NaN where the
+    pool does not fit or was refused. `refused` says why ("" where it was not).
     `source` is the weakest kind of source each number rests on.
     """
 
     operation: Operation
     memory: Memory
     step: Float[np.ndarray, "plan"]
+    carrying: Float[np.ndarray, "plan"]
     refused: tuple[str, ...]
     source: tuple[SourceKind, ...]
     outside: tuple[str, ...]
@@ -74,7 +76,7 @@ def estimate_pools(
     point = operation(scenario.workload, pools)
     memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.most)
     run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
-    step = np.full(len(pools), np.nan)
+    step, carrying = np.full(len(pools), np.nan), np.full(len(pools), np.nan)
     refused = [""] * len(pools)
     source = scenario_grounds(scenario, pools)
     outside: set[str] = set()
@@ -87,7 +89,7 @@ def estimate_pools(
                 if isinstance(times, PolicyError):
                     refused[part[0]] = str(times)
                     continue
-                step[part] = times.step
+                step[part], carrying[part] = times.step, times.carrying
                 for index in part:
                     source[index] = weakest((source[index], times.source))
                 outside.update(times.outside)
@@ -95,6 +97,7 @@ def estimate_pools(
         operation=point,
         memory=memory,
         step=step,
+        carrying=carrying,
         refused=tuple(refused),
         source=tuple(source),
         outside=tuple(sorted(outside)),
@@ -113,9 +116,10 @@ def _structures(scenario: Scenario, pools: Sequence[Pool], fits: Bool[np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Times:
-    """Step time of a block of plans, and what it rests on."""
+    """Step times of a block of plans, and what they rest on."""
 
     step: Float[np.ndarray, "plan"]
+    carrying: Float[np.ndarray, "plan"]
     source: SourceKind
     outside: tuple[str, ...]
 
@@ -142,34 +146,44 @@ class Run:
                     yield from self.parts(pools, [index])
 
     def block(self, pools: Sequence[Pool], block: Sequence[int]) -> _Times:
-        """Estimate plans of one structure: the slowest stage's pass, times the stages, plus the host's own time."""
+        """Estimate plans of one structure: passes that carry prompt tokens and those that do not, by their shares."""
         chosen = [pools[index] for index in block]
-        first = chosen[0]
-        node = self.scenario.hardware.offer(first.node).node
-        fabric = self.scenario.hardware.fabric
-        slowest = np.zeros(len(chosen))
-        kinds: set[SourceKind] = set()
+        share = self.point.take(block).carrying
+        carrying, kinds, outside = self._pass(chosen, block, carrying=True)
+        step = carrying
+        if np.any(share < 1):
+            plain, *_ = self._pass(chosen, block, carrying=False)
+            step = share * carrying + (1 - share) * plain
+        return _Times(step=step, carrying=carrying, source=weakest(kinds), outside=outside)
+
+    def _pass(
+        self, pools: Sequence[Pool], block: Sequence[int], *, carrying: bool
+    ) -> tuple[Float[np.ndarray, "plan"], tuple[SourceKind, ...], tuple[str, ...]]:
+        """Time one kind of pass: the slowest stage's, times the stages, plus the host's own time."""
+        first = pools[0]
+        node, fabric = self.scenario.hardware.offer(first.node).node, self.scenario.hardware.fabric
+        slowest = np.zeros(len(pools))
+        kinds: list[SourceKind] = []
         outside: set[str] = set()
         for stage in unlike_stages(self.scenario, first):
             layers = shortened(self.scenario.model, stage_layers(self.scenario.model, first.parallel.pp, stage))
-            lowering = self.stage(chosen, block, stage)
+            lowering = self.stage(pools, block, stage, carrying=carrying)
             base = lowering.schedules(layers.base)
             fewer = [lowering.schedules(without) for without in layers.without]
             priced = price_together([schedule for part in (base, *fewer) for schedule in part], node, fabric)
-            times = np.stack([mean_pass(each, len(chosen)) for each in priced]).reshape(-1, len(base), len(chosen))
+            times = np.stack([mean_pass(each, len(pools)) for each in priced]).reshape(-1, len(base), len(pools))
             slowest = np.maximum(slowest, whole_pass(times, layers.missing).min(axis=0))
             ground = grounds(base[0], node, fabric)
-            kinds.add(ground.weakest)
+            kinds.append(ground.weakest)
             outside.update(ground.outside)
         host = self.scenario.frameworks[first.framework].step
-        return _Times(
-            step=slowest * first.parallel.pp + host, source=weakest(tuple(kinds)), outside=tuple(sorted(outside))
-        )
+        return slowest * first.parallel.pp + host, tuple(kinds), tuple(sorted(outside))
 
-    def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int) -> Lowering:
+    def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int, *, carrying: bool) -> Lowering:
         """Lower one stage of plans of one structure, at their operating points."""
         halves = halves_wanted(pools[0])
-        batch = batch_share(self.scenario.workload, pools, self.point.take(block), 1 / halves)
+        point = self.point.take(block)
+        batch = batch_share(self.scenario.workload, pools, point, 1 / halves, carrying=carrying)
         model = self.scenario.model
         kinds = [home_tokens(layer, model, batch)[:, 0, 0] for layer in mixture_kinds(model)]
         layouts = [

@@ -92,7 +92,7 @@ def _per_pool(scenario: Scenario, pools: Sequence[Pool], estimates: Estimates) -
         "memory_headroom": estimates.memory.headroom,
     }
     if not training:
-        metrics |= {"tpot": step / point.emitted, "ttft": step * (0.5 + point.prefills)}
+        metrics |= {"tpot": step / point.emitted, "ttft": step / 2 + estimates.carrying * point.prefills}
     return metrics
 
 
