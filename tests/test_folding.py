@@ -12,85 +12,92 @@ from jaxtyping import Float
 
 from moesim.deployments.arrangements import arrangements
 from moesim.deployments.operation import batch_share, operation
-from moesim.deployments.pools import Run, estimate_pools, mean_pass
+from moesim.deployments.pools import Run, estimate_pools
 from moesim.passes.folding import class_counts, classes
 from moesim.passes.repetition import shortened
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Parallel, Policy, Pool
 from moesim.schedules.costs.pricing import bound, price
-from moesim.world.scenario import Scenario
-from moesim.world.workload import Lengths, Serving, decoding, prompts
+from moesim.schedules.schedule import Schedule
+from moesim.world.workload import Batch, Lengths, decoding, prompts
 
 DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS
 Times = Float[np.ndarray, "draw"]
 CV = 0.35
 DRAWS = 200
-WIDE = Parallel(dp=64, ep=64)
 
 
-def serving(prompt: float, answer: float) -> Serving:
-    requests = replace(
+SERVING = replace(
+    worlds.SERVING,
+    requests=replace(
         worlds.SERVING.requests,
-        input=Lengths(generator="fixed", mean=prompt),
-        output=Lengths(generator="fixed", mean=answer),
-    )
-    return replace(worlds.SERVING, requests=requests)
+        input=Lengths(generator="fixed", mean=1024.0),
+        output=Lengths(generator="fixed", mean=512.0),
+    ),
+)
+"""A batch of 64 decodes 64 tokens a pass and rank; every eighth pass carries a prompt of 1,024 besides."""
 
-
-MIXED, DECODE = serving(1024.0, 512.0), serving(32.0, 1024.0)
-"""Whole tokens per rank and pass at a batch of 64: 128 of prompts beside 64 decoded, and 2 beside 64."""
-
-
-def skewed(workload: Serving) -> Scenario:
-    return worlds.scenario(DEEPSEEK, cv=CV, workload=workload)
+SKEWED = worlds.scenario(DEEPSEEK, cv=CV, workload=SERVING)
+BATCH = Policy(name="chunked", settings={"max_batch": 64})
 
 
 def wide(placement: str) -> Pool:
-    return worlds.pool(WIDE, placement=placement, batching=Policy(name="chunked", settings={"max_batch": 64}))
+    return worlds.pool(Parallel(dp=64, ep=64), placement=placement, batching=BATCH)
 
 
-def estimated(workload: Serving, placement: str, seed: int = 0) -> float:
-    return float(estimate_pools(skewed(workload), [wide(placement)], seed=seed).step[0])
+def batch_of(chosen: Pool, *, carrying: bool) -> Batch:
+    batch = batch_share(SERVING, [chosen], operation(SERVING, [chosen]), 1.0, carrying=carrying)
+    assert batch.tokens.item() == (1088 if carrying else 64)
+    return batch
+
+
+def estimated(placement: str, *, carrying: bool, seed: int = 0) -> float:
+    """Seconds of one of the two kinds of pass whose mean the estimate is."""
+    found = estimate_pools(SKEWED, [wide(placement)], seed=seed)
+    with_prompts, mean, share = found.carrying[0], found.step[0], found.operation.carrying[0]
+    return float(with_prompts if carrying else (mean - share * with_prompts) / (1 - share))
+
+
+def seconds(schedule: Schedule) -> Times:
+    return makespan(price(schedule, worlds.offer().node, SKEWED.hardware.fabric)).ravel()
 
 
 @cache
-def unfolded(workload: Serving, placement: str) -> Times:
+def unfolded(placement: str, *, carrying: bool) -> Times:
     """Seconds of a pass by draw, every rank a row; in each draw one layer's counts stand for all layers'."""
-    world, chosen = skewed(workload), wide(placement)
-    batch = batch_share(workload, [chosen], operation(workload, [chosen]), 1.0)
-    drawn = worlds.one_layer_draws(world, chosen, int(batch.tokens.item()), draws=DRAWS, seed=1)
-    assert drawn.counts[0, 0].sum() == batch.tokens.item() * 64 * 8
-    (schedule,) = worlds.lowered(world, chosen, batch, [drawn])
-    return makespan(price(schedule, worlds.offer().node, world.hardware.fabric)).ravel()
+    chosen = wide(placement)
+    batch = batch_of(chosen, carrying=carrying)
+    drawn = worlds.one_layer_draws(SKEWED, chosen, int(batch.tokens.item()), draws=DRAWS, seed=1)
+    assert drawn.counts.shape == (DRAWS, 1, 64, 256)
+    return seconds(worlds.lowered(SKEWED, chosen, batch, [drawn])[0])
 
 
 @pytest.mark.parametrize("placement", ["contiguous", "greedy"])
-@pytest.mark.parametrize("workload", [MIXED, DECODE], ids=["mixed", "decode"])
-def test_the_estimate_is_the_mean_over_draws_of_all_ranks(workload: Serving, placement: str) -> None:
+@pytest.mark.parametrize("carrying", [True, False], ids=["mixed", "decode"])
+def test_the_estimate_is_the_mean_over_draws_of_all_ranks(placement: str, carrying: bool) -> None:
     """Within 3%, of which the reference's own standard error is under 0.5%; the estimate draws 8 times, not 200."""
-    times = unfolded(workload, placement)
+    times = unfolded(placement, carrying=carrying)
     error = times.std() / times.mean() / np.sqrt(DRAWS)
-    found = [estimated(workload, placement, seed) for seed in range(3)]
+    found = [estimated(placement, carrying=carrying, seed=seed) for seed in range(3)]
     print(f"{placement}: estimates {found} s, unfolded {times.mean():.6f} s, standard error {error:.2%}")
     assert error < 0.005
     np.testing.assert_allclose(found, times.mean(), rtol=0.03)
 
 
-@pytest.mark.parametrize("workload", [MIXED, DECODE], ids=["mixed", "decode"])
-def test_greedy_beats_contiguous_under_skew(workload: Serving) -> None:
+@pytest.mark.parametrize("carrying", [True, False], ids=["mixed", "decode"])
+def test_greedy_beats_contiguous_under_skew(carrying: bool) -> None:
     """At cv 0.35 the fullest of 64 ranks has a third more rows than the mean, when nothing balances."""
-    assert estimated(workload, "greedy") < 0.9 * estimated(workload, "contiguous")
-    assert unfolded(workload, "greedy").mean() < 0.9 * unfolded(workload, "contiguous").mean()
+    assert estimated("greedy", carrying=carrying) < 0.9 * estimated("contiguous", carrying=carrying)
+    assert unfolded("greedy", carrying=carrying).mean() < 0.9 * unfolded("contiguous", carrying=carrying).mean()
 
 
 def test_one_layer_stands_for_layers_that_each_draw_their_own() -> None:
     """The whole depth, every layer with its own counts: within 1.5% of the mean of passes of one layer's counts."""
-    world, chosen = skewed(DECODE), wide("greedy")
-    batch = batch_share(DECODE, [chosen], operation(DECODE, [chosen]), 1.0)
-    schedule, _ = worlds.unfolded(world, chosen, batch)
-    own = makespan(price(schedule, worlds.offer().node, world.hardware.fabric)).item()
-    print(f"own draws {own:.6f} s, one for all {unfolded(DECODE, 'greedy').mean():.6f} s")
-    assert own == pytest.approx(unfolded(DECODE, "greedy").mean(), rel=0.015)
+    chosen = wide("greedy")
+    own = seconds(worlds.unfolded(SKEWED, chosen, batch_of(chosen, carrying=False))[0]).item()
+    one_for_all = unfolded("greedy", carrying=False).mean()
+    print(f"own draws {own:.6f} s, one for all {one_for_all:.6f} s")
+    assert own == pytest.approx(one_for_all, rel=0.015)
 
 
 @pytest.mark.parametrize("ranks", [1, 3, 4, 5, 8, 64, 72])
@@ -121,19 +128,18 @@ SHORTENED = {
 
 
 def both_ways(name: str, parallel: Parallel, **policies: str) -> tuple[float, float]:
-    """Estimate a step from a shortened pass, and from the whole of it."""
+    """Estimate a pass from a shortened one, and from the whole of it."""
     moe = bool(worlds.model(name).moe_layers)
-    world = worlds.scenario(name, cv=0.35 if moe else 0.0, workload=MIXED)
-    chosen = worlds.pool(parallel, batching=Policy(name="chunked", settings={"max_batch": 64}), **policies)
+    world = worlds.scenario(name, cv=CV if moe else 0.0, workload=SERVING)
+    chosen = worlds.pool(parallel, batching=BATCH, **policies)
     estimates = estimate_pools(world, [chosen])
     assert estimates.memory.fits[0]
     run = Run(scenario=world, point=estimates.operation, arrangements=arrangements(world, seed=0, draws=8))
-    node, fabric = worlds.offer().node, world.hardware.fabric
     slowest = max(
-        min(mean_pass(price(schedule, node, fabric), 1)[0] for schedule in run.stage([chosen], [0], stage).schedules())
+        min(seconds(schedule).mean() for schedule in run.stage([chosen], [0], stage, carrying=True).schedules())
         for stage in range(parallel.pp)
     )
-    return float(estimates.step[0]), float(slowest * parallel.pp)
+    return float(estimates.carrying[0]), float(slowest * parallel.pp)
 
 
 @pytest.mark.parametrize("case", SHORTENED)
@@ -186,7 +192,6 @@ def test_the_bound_stays_below_the_mean_of_real_passes(case: str, tokens: int) -
     ):
         drawn = worlds.one_layer_draws(world, chosen, tokens, draws=20)
         (schedule,) = worlds.lowered(world, chosen, batch, [drawn])
-        low = bound(schedule, worlds.offer().node, world.hardware.fabric)
-        mean = makespan(price(schedule, worlds.offer().node, world.hardware.fabric)).mean()
+        low, mean = bound(schedule, worlds.offer().node, world.hardware.fabric), seconds(schedule).mean()
         print(f"bound {float(np.max(low)):.6f} s, mean {mean:.6f} s")
         assert 0.0 < np.max(low) <= mean

@@ -114,8 +114,8 @@ def test_context_parallelism_divides_the_cache() -> None:
 
 
 def test_only_a_decoder_keeps_a_cache() -> None:
-    """NLLB's 24 decoder layers keep their own and the encoder's keys and values; Swin keeps nothing."""
-    cache = SEQUENCES * CONTEXT * 24 * 2 * 16 * 256 * 4
+    """NLLB's 24 decoder layers keep the prompt's keys and values and those of their answer; Swin keeps nothing."""
+    cache = SEQUENCES * CONTEXT * 24 * 16 * 256 * 4
     assert items(NLLB, Parallel(dp=8, ep=8))["kv cache"] == cache
     assert items(SWIN, Parallel(dp=8, ep=8))["kv cache"] == 0.0
 

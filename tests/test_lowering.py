@@ -381,7 +381,9 @@ def test_an_encoder_sees_prompts_and_a_decoder_answers() -> None:
     assert set(cores(encoder)) == {"prefill"}
     assert cores(encoder)["prefill"].pairs.item() == 96 * 96
     decoder = decoder_layer(batch)
-    assert {task.op.phase for task in decoder if isinstance(task.op, Attend)} == {"decode"}
+    cores_there = [task.op for task in decoder if isinstance(task.op, Attend)]
+    assert [core.phase for core in cores_there] == ["decode", "decode"]
+    assert sum(core.keys.item() for core in cores_there) == (TOKENS - 96) * CONTEXT
     shapes = [(op.m.item(), op.k.item(), op.n.item()) for op in (t.op for t in decoder) if isinstance(op, Gemm)]
     width = 2048
     alone = [(32, width, 3 * width), (32, width, width)]

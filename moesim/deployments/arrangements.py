@@ -11,9 +11,11 @@ from jaxtyping import Int
 from moesim.ground.streams import stream
 from moesim.passes.exchanges import Routed, Sized
 from moesim.passes.lowering import arrange, distinct_blocks, sampled_layers
+from moesim.passes.presence import mixture_kinds
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.world.hardware import reach
+from moesim.world.model import Layer
 from moesim.world.routing import Routing
 from moesim.world.scenario import Scenario
 
@@ -28,6 +30,7 @@ class Arrangements:
 
     scenario: Scenario
     seed: int
+    kinds: tuple[Layer, ...]
     layers: tuple[int, ...]
     sample: Routing
     sized: Sized = field(default_factory=dict)
@@ -91,4 +94,10 @@ class Arrangements:
 def arrangements(scenario: Scenario, *, seed: int, draws: int) -> Arrangements:
     """Start with nothing arranged; routing is drawn from `draws` layers spread over the model's depth."""
     layers = tuple(int(layer) for layer in sampled_layers(scenario.routing.layers, draws))
-    return Arrangements(scenario=scenario, seed=seed, layers=layers, sample=scenario.routing.only(layers))
+    return Arrangements(
+        scenario=scenario,
+        seed=seed,
+        kinds=mixture_kinds(scenario.model),
+        layers=layers,
+        sample=scenario.routing.only(layers),
+    )

@@ -16,7 +16,7 @@ from moesim.ground.units import SourceKind, weakest
 from moesim.passes.columns import stage_layers, structure
 from moesim.passes.footprint import Memory, footprint
 from moesim.passes.lowering import Lowering, halves_wanted, lower
-from moesim.passes.presence import home_tokens, mixture_kinds
+from moesim.passes.presence import home_tokens
 from moesim.passes.repetition import shortened
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Pool
@@ -184,8 +184,7 @@ class Run:
         halves = halves_wanted(pools[0])
         point = self.point.take(block)
         batch = batch_share(self.scenario.workload, pools, point, 1 / halves, carrying=carrying)
-        model = self.scenario.model
-        kinds = [home_tokens(layer, model, batch)[:, 0, 0] for layer in mixture_kinds(model)]
+        kinds = [home_tokens(layer, self.scenario.model, batch)[:, 0, 0] for layer in self.arrangements.kinds]
         layouts = [
             self.arrangements.layout(pool, each) for pool, each in zip(pools, batch.tokens[:, 0, 0], strict=True)
         ]

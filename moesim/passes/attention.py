@@ -99,8 +99,9 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
         chain.add("attention", Gemm(m=done.tokens, n=outer, k=inner, dtype=weights))
     if np.any(cols.cp > 1):
         _gather_cache(chain, kind, cols, done, tiers, cache)
+    seen = replace(done, context=done.context / 2.0) if isinstance(kind, Cross) else done
     for phase in done.phases:
-        chain.add("attention", _core(kind, cols, done, phase, cache))
+        chain.add("attention", _core(kind, cols, seen, phase, cache))
     if np.any(cols.cp > 1) and "decode" in done.phases:
         partial = done.decoded * (kind.heads / cols.tp) * _value_dim(kind) * ACTIVATION
         chain.add("attention", _meet(partial, "all_reduce", cols.cp, tiers["cp"]), stream="comm", group="cp")
@@ -186,14 +187,17 @@ def _meet(size: Sizes, form: str, ranks: Column, tier: str) -> Reduce:
 def _add_cross(chain: Chain, kind: Cross, layer: Layer, cols: Columns, done: Work, weights: str, cache: str) -> None:
     """Append attention over the encoder's output: queries of the new tokens, keys and values of the encoded ones.
 
-    Every new token sees the whole prompt, not the half of it that a causal token sees.
+    In training every token sees the whole prompt, not the half of it that a causal token sees. A decoded token's
+    context is prompt and answer together, of which cross attention sees the one and self-attention the other: half goes
+    to each, so that what both read adds up.
     """
     width, heads = column([layer.dim]), kind.heads / cols.tp
     cached = local_kv_heads(kind.kv_heads, cols) * (kind.head_dim + kind.value_dim)
     chain.add("attention", Gemm(m=done.tokens, n=heads * kind.head_dim, k=width, dtype=weights))
     chain.add("attention", Gemm(m=done.encoded, n=cached, k=width, dtype=weights))
+    seen = replace(done, pairs=2.0 * done.pairs, context=done.context / 2.0)
     for phase in done.phases:
-        chain.add("attention", _core(kind, cols, replace(done, pairs=2.0 * done.pairs), phase, cache))
+        chain.add("attention", _core(kind, cols, seen, phase, cache))
     chain.add("attention", Gemm(m=done.tokens, n=width, k=heads * kind.value_dim, dtype=weights))
 
 

@@ -21,7 +21,7 @@ from moesim.world.hardware import Node, Tier, reach, tier_between
 from moesim.world.model import Model
 
 Column = Shaped[np.ndarray, "plan 1 1"]
-Sizes = Shaped[np.ndarray, "... rank"]
+Sizes = Shaped[np.ndarray, "... #rank"]
 
 
 def column(values: Sequence[float]) -> Column:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,14 +89,71 @@ def mixture(
     tokens : home tokens per rank, broadcastable to [plan, draw, rank]
     sized : layers sized before, which plans that differ elsewhere share; new ones are added
     """
-    parts = []
+    keys: list[Hashable] = []
+    alike: dict[Hashable, list[int]] = {}
+    homes = [_plan_row(tokens, plan) for plan in range(len(routed))]
     for plan, (pool, layout, drawn) in enumerate(zip(cols.pools, layouts, routed, strict=True)):
-        home = _plan_row(tokens, plan)
-        key = (moe, *_ways(pool), layout, drawn, cell, home.tobytes(), cols.folded, topology)
-        if key not in sized:
-            sized[key] = _plan_mixture(moe, pool, layout, drawn, cell, home, cols.folded, topology)
-        parts.append(sized[key])
-    return _stacked(parts)
+        way = (moe, *_ways(pool), layout, drawn.counts.shape, cell, cols.folded, topology)
+        keys.append((way, drawn, homes[plan].tobytes()))
+        if keys[-1] not in sized:
+            alike.setdefault(way, []).append(plan)
+    for plans in alike.values():
+        joined = _side_by_side_plans([routed[plan] for plan in plans], [homes[plan] for plan in plans])
+        first = plans[0]
+        whole = _plan_mixture(moe, cols.pools[first], layouts[first], *joined, cell, cols.folded, topology)
+        for plan, part in zip(plans, _parted(whole, len(plans)), strict=True):
+            sized[keys[plan]] = part
+    return _stacked([sized[key] for key in keys])
+
+
+def _side_by_side_plans(
+    routed: Sequence[Routed], homes: Sequence[Float[np.ndarray, "draw rank"]]
+) -> tuple[Routed, Float[np.ndarray, "all rank"]]:
+    """Join plans of one layout along the draws, so that they are sized in one go."""
+    first, draws = routed[0], routed[0].counts.shape[0]
+    joined = replace(
+        first,
+        counts=np.concatenate([drawn.counts for drawn in routed]),
+        layer_of=np.concatenate([drawn.layer_of for drawn in routed]),
+    )
+    return joined, np.concatenate([np.broadcast_to(home, (draws, home.shape[-1])) for home in homes])
+
+
+def _parted(whole: Mixture, plans: int) -> tuple[Mixture, ...]:
+    """Take joined plans apart again: the draws, second to last, are dealt to them in order."""
+
+    def parts(size: Shaped[np.ndarray, "..."]) -> list[Shaped[np.ndarray, "..."]]:
+        return [size] * plans if size.shape[-2] == 1 else np.split(size, plans, axis=-2)
+
+    def phases(joined: tuple[Phase, ...]) -> list[tuple[Phase, ...]]:
+        columns = [_parted_phase(phase, parts, plans) for phase in joined]
+        return [tuple(column[plan] for column in columns) for plan in range(plans)]
+
+    sizes, dispatch, combine = (phases(joined) for joined in (whole.sizes, whole.dispatch, whole.combine))
+    rows, packed, mask = (parts(size) for size in (whole.rows, whole.packed, whole.mask))
+    return tuple(
+        Mixture(
+            rows=rows[plan],
+            sizes=sizes[plan],
+            dispatch=dispatch[plan],
+            combine=combine[plan],
+            packed=packed[plan],
+            mask=mask[plan],
+        )
+        for plan in range(plans)
+    )
+
+
+def _parted_phase(
+    phase: Phase, parts: Callable[[Shaped[np.ndarray, "..."]], list[Shaped[np.ndarray, "..."]]], plans: int
+) -> list[Phase]:
+    """Take one phase of joined plans apart."""
+    op = phase.op
+    if isinstance(op, AllToAll):
+        sizes = zip(parts(op.sent), parts(op.received), parts(op.messages), strict=True)
+        return [replace(phase, op=replace(op, sent=s, received=r, messages=m)) for s, r, m in sizes]
+    assert isinstance(op, Elementwise)
+    return [replace(phase, op=Elementwise(traffic=traffic)) for traffic in parts(op.traffic)]
 
 
 def _ways(pool: Pool) -> tuple[Hashable, ...]:
@@ -117,8 +174,8 @@ def _plan_mixture(
     pool: Pool,
     layout: Layout,
     routed: Routed,
-    cell: int,
     tokens: Float[np.ndarray, "#draw #rank"],
+    cell: int,
     folded: bool,
     topology: Topology,
 ) -> Mixture:
@@ -221,9 +278,12 @@ def _block_rows(
 def _block_phases(
     policy: AllToAllPolicy, dispatch: Exchange, combined_row: float, topology: Topology, counted: bool
 ) -> tuple[tuple[Phase, ...], tuple[Phase, ...], tuple[Phase, ...]]:
-    """Return one block's phases: the exchange of row counts if there is one, dispatch, combine."""
+    """Return one block's phases: the exchange of row counts if there is one, dispatch, combine.
+
+    Every source sends one count to every slot, in all draws alike.
+    """
     linear: AllToAllPolicy = make("alltoall", Policy(name="linear"))
-    counts = replace(dispatch, rows=np.ones_like(dispatch.rows, dtype=float), row=SIZE_MESSAGE)
+    counts = replace(dispatch, rows=np.ones_like(dispatch.rows[:, :1], dtype=float), row=SIZE_MESSAGE)
     return (
         linear(counts, topology.reach) if counted else (),
         policy(dispatch, topology.reach),

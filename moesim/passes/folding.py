@@ -67,7 +67,7 @@ def classes(rows: Shaped[np.ndarray, "slot draw rank"], number: int = CLASSES) -
     return np.concatenate([first, np.take_along_axis(rest, second, axis=-1), others[:, middles]], axis=-1)
 
 
-def fold(size: Shaped[np.ndarray, "... draw rank"], chosen: Int[np.ndarray, "draw class"]) -> Shaped[np.ndarray, "..."]:
+def fold(size: Shaped[np.ndarray, "... #draw _"], chosen: Int[np.ndarray, "#draw class"]) -> Shaped[np.ndarray, "..."]:
     """Keep the chosen ranks of a size; a size-1 rank axis stays as it is.
 
     Examples

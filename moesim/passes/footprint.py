@@ -17,7 +17,6 @@ from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Batching, Buffering, Placement
 from moesim.world.framework import Framework
 from moesim.world.model import (
-    Cross,
     Dense,
     Layer,
     Mla,
@@ -245,7 +244,8 @@ def _slots(moe: Moe, cols: Columns) -> Column:
 def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Column) -> Column:
     """KV cache and constant states per rank: divided over heads where there are heads to divide, and over cp.
 
-    An encoder keeps nothing once it has run.
+    An encoder keeps nothing once it has run: of a context, its decoder keeps the prompt's part as keys and values of
+    cross attention, and the answer's as its own.
     """
     total = np.zeros_like(cols.tp)
     for layer, times in Counter(layer for layer in layers if layer.part == "decoder").items():
@@ -253,9 +253,8 @@ def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Colum
         if isinstance(kind, Unmodelled):
             raise unmodelled(kind)
         kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cols.cp * layer.tokens
-        twice = 2.0 if isinstance(kind, Cross) else 1.0
         total = total + times * sequences * (
-            kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols) * twice + state_bytes(kind) / cols.tp
+            kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols) + state_bytes(kind) / cols.tp
         )
     return total
 

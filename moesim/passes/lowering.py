@@ -23,7 +23,7 @@ from moesim.passes.exchanges import Mixture, Routed, Sized, Topology, mixture
 from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
 from moesim.passes.mixture import add_dense, add_mixture
-from moesim.passes.presence import kind_of
+from moesim.passes.presence import kind_of, mixture_kinds
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
@@ -116,6 +116,10 @@ class _Setting:
     overlap: Overlap
     sized: Sized
     replicated: bool
+
+    @cached_property
+    def kinds(self) -> tuple[Layer, ...]:
+        return mixture_kinds(self.model)
 
     @cached_property
     def count(self) -> Float[np.ndarray, "plan 1 rank"]:
@@ -261,7 +265,7 @@ def _cell(setting: _Setting, number: int) -> int:
     model, cells = setting.model, setting.routed[0].counts.shape[1]
     if cells == len(model.moe_layers):
         return min(sum(layer < number for layer in model.moe_layers), int(cells) - 1)
-    return kind_of(model.layers[min(number, len(model.layers) - 1)], model)
+    return kind_of(model.layers[min(number, len(model.layers) - 1)], setting.kinds)
 
 
 def _chain(setting: _Setting, layer: int = 0) -> Chain:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moesim.passes.columns import Sizes
 from moesim.world.model import Layer, Model
 from moesim.world.workload import Batch
@@ -32,6 +34,6 @@ def mixture_kinds(model: Model) -> tuple[Layer, ...]:
     return tuple(kinds.values())
 
 
-def kind_of(layer: Layer, model: Model) -> int:
+def kind_of(layer: Layer, kinds: Sequence[Layer]) -> int:
     """Number of a MoE layer's kind among `mixture_kinds`."""
-    return [(kind.part, kind.tokens) for kind in mixture_kinds(model)].index((layer.part, layer.tokens))
+    return [(kind.part, kind.tokens) for kind in kinds].index((layer.part, layer.tokens))

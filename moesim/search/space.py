@@ -25,7 +25,7 @@ SERVING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "alltoall": tuple(Policy(name=name) for name in ("reduce", "linear", "two_dh", "deduplicated")),
         "overlap": (Policy(name="none"), Policy(name="two_batch")),
         "placement": (Policy(name="contiguous"), Policy(name="eplb", settings={"redundant": 32})),
-        "max_batch": (16, 32, 64, 128, 256, 512),
+        "max_batch": (16, 32, 64, 128, 256),
         "microbatch": (1,),
         "parallel.pp": (1, 2),
         "parallel.cp": (1,),

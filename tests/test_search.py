@@ -1,0 +1,233 @@
+"""The search: what is enumerated, how plans are ordered, and what becomes of those that are left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import worlds
+
+from moesim.deployments.estimation import estimate
+from moesim.deployments.metrics import METRICS
+from moesim.ground.errors import PlanError
+from moesim.plans.plan import Parallel, Plan, Policy, Pool, Space, misfits
+from moesim.search.optimization import Ranking, optimize
+from moesim.search.space import deployments, enumerate_pools
+from moesim.world.model import Dense, Linear, Moe
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Target
+
+DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS
+LIMITED = "deduplicated", "two_dh"
+SMALL = {
+    "parallel.pp": (1,),
+    "parallel.tp": (1, 2),
+    "parallel.etp": (1,),
+    "max_batch": (16, 256),
+    "overlap": (Policy(name="none"), Policy(name="two_batch")),
+    "placement": (Policy(name="contiguous"),),
+    "alltoall": (Policy(name="linear"), Policy(name="reduce"), Policy(name="deduplicated")),
+}
+
+
+def world(name: str = MIXTRAL, *, max_nodes: int = 2, targets: tuple[Target, ...] = (), cv: float = 0.2) -> Scenario:
+    workload = replace(worlds.SERVING, targets=targets)
+    moe = bool(worlds.model(name).moe_layers)
+    return worlds.scenario(name, cv=cv if moe else 0.0, workload=workload, offers=[worlds.offer(max_nodes=max_nodes)])
+
+
+def pools(name: str, max_nodes: int = 4, **axes: tuple[object, ...]) -> tuple[Pool, ...]:
+    """Enumerate; `parallel_tp` stands for `parallel.tp`."""
+    named = {path.replace("parallel_", "parallel."): values for path, values in axes.items()}
+    return enumerate_pools(world(name, max_nodes=max_nodes), Space(axes=named)).pools
+
+
+@cache
+def ranking(goal: str = "price_per_token", limit: float = np.inf) -> Ranking:
+    """Rank the small space, with a target on the time per output token."""
+    return optimize(world(targets=(Target(metric="tpot", limit=limit),)), Space(axes=SMALL), goal=goal)
+
+
+@pytest.mark.parametrize("name", worlds.MODELS)
+def test_every_enumerated_pool_is_valid(name: str) -> None:
+    found = pools(name)
+    layers = set(worlds.model(name).layers)
+    assert len(set(map(repr, found))) == len(found) > 100
+    for parallel in {pool.parallel for pool in found}:
+        assert not list(misfits(parallel))
+        assert parallel.gpus in (1, 2, 4, 8, 16, 32)
+        for layer in layers:
+            assert layer.attention is None or layer.attention.heads % parallel.tp == 0
+            assert not isinstance(layer.attention, Linear) or layer.attention.key_heads % parallel.tp == 0
+            assert not isinstance(layer.ffn, Dense) or layer.ffn.width % parallel.tp == 0
+            if isinstance(layer.ffn, Moe):
+                assert parallel.ep <= layer.ffn.experts
+                assert layer.ffn.width % parallel.etp == 0
+    for pool in found:
+        p, alltoall = pool.parallel, pool.policy("alltoall").name
+        if alltoall == "reduce":
+            assert (p.dp == p.cp == 1) or name == DENSE
+        else:
+            assert p.ranks > 1
+        assert alltoall not in LIMITED or (p.ranks > 8 and p.ranks % 8 == 0)
+
+
+def test_known_layouts_are_among_those_enumerated() -> None:
+    """What is deployed today: 8-way tensor parallelism, attention by data and experts over nodes, two stages."""
+    found = {(pool.parallel, pool.policy("alltoall").name) for pool in pools(DEEPSEEK)}
+    for parallel, alltoall in (
+        (Parallel(tp=8, ep=8), "reduce"),
+        (Parallel(tp=8, etp=8), "reduce"),
+        (Parallel(dp=8, ep=8), "linear"),
+        (Parallel(dp=32, ep=32), "deduplicated"),
+        (Parallel(dp=4, tp=8, ep=32), "two_dh"),
+        (Parallel(pp=2, dp=8, ep=8), "linear"),
+    ):
+        assert (parallel, alltoall) in found
+
+
+@pytest.mark.parametrize("degree", ["pp", "dp", "tp", "ep", "etp"])
+def test_an_axis_restricts_a_degree(degree: str) -> None:
+    free = pools(DEEPSEEK)
+    wanted = {2, 4} if degree != "pp" else {2}
+    held = pools(DEEPSEEK, **{f"parallel_{degree}": tuple(wanted)})
+    assert {getattr(pool.parallel, degree) for pool in held} == wanted
+    assert list(map(repr, held)) == [repr(pool) for pool in free if getattr(pool.parallel, degree) in wanted]
+
+
+def test_an_axis_restricts_policies_batches_and_frameworks() -> None:
+    placements = tuple(Policy(name=name) for name in ("contiguous", "greedy"))
+    gating = (Policy(name="static", settings={"factor": 1.5}),)
+    found = pools(MIXTRAL, placement=placements, gating=gating, max_batch=(7,), framework=("plain",))
+    assert {pool.policy("placement") for pool in found} == set(placements)
+    assert {pool.policy("gating") for pool in found} == set(gating)
+    assert {pool.policy("batching").settings["max_batch"] for pool in found} == {7}
+
+
+def test_every_number_of_replicas_that_an_offer_holds() -> None:
+    """Three nodes of 8 hold 1 to 3 replicas of 8 gpus, 2, 4 and 6 of 4, and one of 16."""
+    three = [worlds.pool(parallel) for parallel in (Parallel(dp=8, ep=8), Parallel(dp=4, ep=4), Parallel(dp=16, ep=16))]
+    found = list(deployments(three, {"nvidia/hgx-h200": worlds.offer(max_nodes=3)}))
+    assert found == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 4), (1, 6), (2, 1)]
+
+
+def test_counts_add_up() -> None:
+    counts = ranking().counts
+    assert counts.estimated + counts.unfit + counts.refused == counts.layouts
+    combined = len(SMALL["overlap"]) * len(SMALL["max_batch"]) * len(SMALL["alltoall"])
+    found = enumerate_pools(world(), Space(axes=SMALL))
+    degrees = len({pool.parallel for pool in found.pools})
+    assert counts.layouts == len(found.pools)
+    assert counts.layouts + sum(counts.invalid.values()) == degrees * combined
+    assert counts.plans == len(list(deployments(found.pools, {"nvidia/hgx-h200": worlds.offer(max_nodes=2)})))
+    assert counts.unfit == ranking().unfit["unfit"].sum() > 0
+    assert ranking().unfit["of"].sum() == counts.layouts
+
+
+@pytest.mark.parametrize("goal", ["price_per_token", "tpot", "throughput_per_gpu", "memory_headroom"])
+def test_plans_come_in_order_of_the_goal(goal: str) -> None:
+    found = ranking(goal).table[goal]
+    sign = 1 if METRICS[goal].less_is_better else -1
+    assert np.all(np.diff(sign * found) >= 0)
+    assert len(found) > 10
+    assert ranking(goal).best is not None
+    assert ranking(goal).best.summary[goal] == found.iloc[0]
+
+
+def test_each_layout_is_shown_once() -> None:
+    assert ranking().table["layout"].is_unique
+
+
+def test_plans_that_miss_a_target_come_last_by_how_much_they_miss() -> None:
+    """Half the plans meet a limit at the median: they come first, by price; then the others, nearest misses first."""
+    middle = float(ranking().table["tpot"].median())
+    table = ranking("price_per_token", middle).table
+    meeting = table["miss"] == 0
+    assert 0 < meeting.sum() < len(table)
+    assert meeting.is_monotonic_decreasing
+    assert table["price_per_token"][meeting].is_monotonic_increasing
+    assert table["miss"][~meeting].is_monotonic_increasing
+    assert np.all(table["tpot"][meeting] <= middle)
+    np.testing.assert_allclose(table["miss"][~meeting], table["tpot"][~meeting] / middle - 1, rtol=1e-9)
+
+
+def test_when_nothing_meets_its_target_the_nearest_miss_comes_first() -> None:
+    found = ranking("price_per_token", 1e-4)
+    assert found.meets == 0
+    assert found.table["miss"].is_monotonic_increasing
+    assert found.best is not None
+    assert (found.best.verdict.good, found.best.verdict.binding) == (False, "tpot")
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+def test_a_ranked_plan_is_estimated_the_same_alone(place: int) -> None:
+    """To 1e-9, although the ranking priced it beside others of its structure."""
+    found = ranking()
+    plan, row = found.plans[place], found.table.iloc[place]
+    alone = estimate(world(targets=(Target(metric="tpot", limit=np.inf),)), plan)
+    assert isinstance(plan, Plan)
+    for metric in ("throughput", "throughput_per_gpu", "ttft", "tpot", "price_per_token", "memory_headroom", "mfu"):
+        assert alone.summary[metric] == pytest.approx(row[metric], rel=1e-9)
+    assert alone.source == row["source"]
+
+
+def test_the_best_plan_comes_with_its_details() -> None:
+    best = ranking().best
+    assert best is not None
+    assert best.plan == ranking().plans[0]
+    assert {"breakdown", "memory", "tasks"} <= set(best.tables)
+
+
+def test_the_seed_reaches_the_draws() -> None:
+    axes = {**SMALL, "parallel.tp": (1,), "max_batch": (64,), "overlap": (Policy(name="none"),)}
+    one, same, other = (optimize(world(cv=0.6), Space(axes=axes), seed=seed).table for seed in (0, 0, 1))
+    assert one.equals(same)
+    assert not one["tpot"].equals(other["tpot"])
+
+
+def test_a_bigger_space_never_has_a_worse_best() -> None:
+    small = Space(axes={**SMALL, "max_batch": (16,)})
+    worse = optimize(world(targets=(Target(metric="tpot", limit=np.inf),)), small).table["price_per_token"]
+    assert ranking().table["price_per_token"].iloc[0] <= worse.iloc[0]
+
+
+def test_a_dense_model_has_one_way_into_its_layers() -> None:
+    found = optimize(
+        world(DENSE), Space(axes={"parallel.pp": (1,), "max_batch": (64,), "overlap": (Policy(name="none"),)})
+    )
+    assert found.counts.refused == 0
+    assert found.counts.estimated > 0
+    assert found.table["layout"].str.contains("reduce").all()
+
+
+def test_training_is_ranked_by_its_step() -> None:
+    studied = worlds.scenario(MIXTRAL, workload=worlds.TRAINING, offers=[worlds.offer(max_nodes=2)])
+    axes = {"parallel.pp": (1, 2), "parallel.tp": (1, 2), "overlap": (Policy(name="none"),), "microbatch": (1, 2)}
+    found = optimize(studied, Space(axes=axes), goal="throughput")
+    assert found.table["throughput"].is_monotonic_decreasing
+    assert {"ttft", "tpot"}.isdisjoint(found.table.columns)
+    assert found.meets == sum(1 for _ in range(found.meets)) > 0
+    assert found.table["layout"].str.contains("microbatch").all()
+
+
+def test_nothing_fits() -> None:
+    found = optimize(world(DEEPSEEK, max_nodes=1), Space(axes={"max_batch": (16,), "parallel.tp": (1,)}))
+    assert (found.best, found.plans, found.meets, len(found.table)) == (None, (), 0, 0)
+    assert found.counts.unfit == found.counts.layouts
+    (row,) = found.unfit.to_dict(orient="records")
+    assert row["nearest"].startswith("dp8 ep8 ")
+    assert row["why"].startswith("does not fit: expert weights 81.8 GB")
+
+
+def test_an_unknown_goal_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(PlanError, match=r"`price_per_tokn` is no metric; did you mean `price_per_token`\?"):
+        optimize(world(), goal="price_per_tokn")
+
+
+def test_an_empty_space_is_refused() -> None:
+    with pytest.raises(PlanError, match="space: no layout is valid"):
+        optimize(world(), Space(axes={"parallel.tp": (3,)}))
+    with pytest.raises(PlanError, match=r"no layout is valid.*`reduce` needs tokens replicated"):
+        optimize(world(), Space(axes={"parallel.dp": (8,), "alltoall": (Policy(name="reduce"),)}))
