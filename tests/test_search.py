@@ -208,15 +208,18 @@ def test_training_is_ranked_by_its_step() -> None:
     found = optimize(studied, Space(axes=axes), goal="throughput")
     assert found.table["throughput"].is_monotonic_decreasing
     assert {"ttft", "tpot"}.isdisjoint(found.table.columns)
-    assert found.meets == sum(1 for _ in range(found.meets)) > 0
+    assert found.meets > 0
     assert found.table["layout"].str.contains("microbatch").all()
 
 
 def test_nothing_fits() -> None:
-    found = optimize(world(DEEPSEEK, max_nodes=1), Space(axes={"max_batch": (16,), "parallel.tp": (1,)}))
+    """DeepSeek-V3 needs 83 GB a rank for its experts on one node, which H100 have not; 8-way experts come nearest."""
+    small = worlds.scenario(DEEPSEEK, offers=[worlds.offer("nvidia/hgx-h100", 1)])
+    found = optimize(small, Space(axes={"max_batch": (16,), "parallel.tp": (1,)}))
     assert (found.best, found.plans, found.meets, len(found.table)) == (None, (), 0, 0)
     assert found.counts.unfit == found.counts.layouts
     (row,) = found.unfit.to_dict(orient="records")
+    assert (row["node"], row["unfit"], row["of"]) == ("nvidia/hgx-h100", found.counts.layouts, found.counts.layouts)
     assert row["nearest"].startswith("dp8 ep8 ")
     assert row["why"].startswith("does not fit: expert weights 81.8 GB")
 

@@ -21,9 +21,12 @@ def rows_by_owner(op: Exchange) -> Float[np.ndarray, "owner ..."]:
     array of shape (owner, ..., source)
         Whole numbers stay exact in floating point.
     """
-    held = np.zeros((op.ranks, op.rows.shape[0]))
-    np.add.at(held, (op.ranks_of_slot, np.arange(op.rows.shape[0])[:, None]), 1.0)
-    rows = np.tensordot(held, op.rows.astype(float), axes=1)
+    rows = np.zeros((op.ranks, *op.rows.shape[1:]))
+    for owners in op.ranks_of_slot.T:
+        order = np.argsort(owners, kind="stable")
+        held = owners[order]
+        starts = np.flatnonzero(np.diff(held, prepend=-1))
+        rows[held[starts]] += np.add.reduceat(op.rows[order], starts, axis=0, dtype=float)
     return np.broadcast_to(rows, (*rows.shape[:-1], op.ranks))
 
 

@@ -28,8 +28,12 @@ class Linear:
             return ()
         rows = rows_by_owner(op)
         marks = joining(op.ranks, tuple(block for _, block in reach))
-        sent = op.row * np.einsum("d...r,tdr->t...r", rows, marks)
-        received = op.row * np.einsum("d...r,tdr->t...d", rows, marks)
+        if op.rows.shape[-1] == 1:  # sources alike: one column stands for all of them
+            sent = op.row * np.einsum("d...,tdr->t...r", rows[..., 0], marks)
+            received = op.row * np.einsum("d...,td->t...d", rows[..., 0], marks.sum(axis=-1))
+        else:
+            sent = op.row * np.einsum("d...r,tdr->t...r", rows, marks)
+            received = op.row * np.einsum("d...r,tdr->t...d", rows, marks)
         if op.reverse:
             sent, received = received, sent
         exchange = AllToAll(

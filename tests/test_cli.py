@@ -1,0 +1,220 @@
+"""The command line: tables and JSON, exit codes, and messages in place of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+WORLD = """
+name: Mixtral on two nodes
+model: mistralai/Mixtral-8x7B-v0.1
+hardware:
+  offers: [{{node: nvidia/hgx-h200, max_nodes: 2, rent: {{value: 3.50 USD/h, from: list}}}}]
+  fabric: infiniband/rail-400g
+  sources: {{list: {{kind: published, title: price list, read: 2026-05-20}}}}
+workload:
+  kind: serving
+  requests:
+    arrivals: {{generator: poisson, rate: {rate}}}
+    input: {{generator: constant, mean: 1000 tokens}}
+    output: {{generator: constant, mean: 200 tokens}}
+  targets: {{tpot.p99: {tpot}}}
+routing: {{preset: mixtral}}
+goal: {goal}
+space:
+  parallel: {{pp: [1], tp: [1, 2], etp: [1]}}
+  max_batch: [32, 128]
+  framework: [vllm]
+"""
+
+PLAN = """
+pools:
+  - role: all
+    node: nvidia/hgx-h200
+    replicas: 1
+    parallel: {{pp: 1, dp: {dp}, tp: 1, cp: 1, ep: {ep}, etp: 1}}
+    framework: vllm
+    policies: {{alltoall: {alltoall}, batching: {{name: chunked, max_batch: {batch}}}}}
+"""
+
+
+def world(tpot: str = "50 ms", rate: str = "5 /s", goal: str = "price_per_token") -> str:
+    return WORLD.format(tpot=tpot, rate=rate, goal=goal)
+
+
+def plan(dp: int = 8, ep: int = 8, alltoall: str = "linear", batch: int = 64) -> str:
+    return PLAN.format(dp=dp, ep=ep, alltoall=alltoall, batch=batch)
+
+
+@cache
+def moesim(*words: str, files: tuple[tuple[str, str], ...] = (), hash_seed: str = "0") -> tuple[int, str, str]:
+    """Run the command in a folder of these files: exit code, what it printed, and what it complained about."""
+    with TemporaryDirectory() as folder:
+        for name, text in files:
+            (Path(folder) / name).write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "moesim.cli", *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONWARNINGS": "error"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def optimize(*words: str, hash_seed: str = "0", **settings: str) -> tuple[int, str, str]:
+    return moesim("optimize", "world.yaml", *words, files=(("world.yaml", world(**settings)),), hash_seed=hash_seed)
+
+
+def estimate(*words: str, on: str = "", **settings: object) -> tuple[int, str, str]:
+    files = (("world.yaml", on or world()), ("plan.yaml", plan(**settings)))
+    return moesim("estimate", "world.yaml", "plan.yaml", *words, files=files)
+
+
+def test_help_names_the_commands() -> None:
+    code, said, _ = moesim("--help")
+    assert code == 0
+    assert "optimize" in said
+    assert "estimate" in said
+
+
+def test_optimize_shows_tables() -> None:
+    code, said, complaint = optimize()
+    assert (code, complaint) == (0, "")
+    for line in ("Mixtral on two nodes: ", "layouts (", "1 x nvidia/hgx-h200", "USD/M tokens", "The first plan: meets"):
+        assert line in said
+    for table in (
+        "One pass of the slowest stage",
+        "Memory of the fullest rank",
+        "experts",
+        "kv cache",
+        "expert weights",
+    ):
+        assert table in said
+
+
+def test_optimize_writes_json() -> None:
+    code, said, complaint = optimize("--json")
+    found = json.loads(said)
+    assert (code, complaint) == (0, "")
+    assert set(found) == {"plans", "units", "meets", "counts", "best", "unfit"}
+    assert found["meets"] > 0
+    prices = [row["price_per_token"] for row in found["plans"]]
+    assert prices == sorted(prices)
+    assert found["units"]["tpot"] == "s"
+    counts = found["counts"]
+    assert counts["estimated"] + counts["unfit"] + counts["refused"] == counts["layouts"]
+    assert found["best"]["summary"]["price_per_token"] == prices[0]
+    assert found["best"]["verdict"]["fits"] is True
+
+
+def test_same_seed_same_bytes_in_another_process() -> None:
+    """And under another PYTHONHASHSEED: nothing depends on the order of a set."""
+    assert optimize("--json", hash_seed="1")[1] == optimize("--json")[1]
+    other = json.loads(optimize("--json", "--seed", "5")[1])
+    assert other["best"]["seed"] == 5
+    assert other["plans"] != json.loads(optimize("--json")[1])["plans"]
+
+
+def test_optimize_exits_with_1_when_every_plan_misses() -> None:
+    """And says by how much: the first plan's value and the limit."""
+    code, said, _ = optimize(tpot="1 ms")
+    assert code == 1
+    assert "No plan carries the load and meets every target; the nearest misses" in said
+    assert "misses its limit of 1.00 ms" in said
+
+
+def test_estimate_shows_tables() -> None:
+    code, said, complaint = estimate()
+    assert (code, complaint) == (0, "")
+    for line in ("The plan: meets every target", "tpot", "headroom", "One pass of the slowest stage", "Memory of"):
+        assert line in said
+
+
+def test_estimate_writes_json() -> None:
+    code, said, _ = estimate("--json")
+    found = json.loads(said)
+    assert code == 0
+    assert found["verdict"]["meets"] == {"tpot.p99": True, "load": True}
+    exposed = sum(row["exposed"] for row in found["breakdown"])
+    assert 0.9 < exposed / found["summary"]["step"] <= 1.0  # the host's own time is the rest
+    assert {row["item"] for row in found["memory"]} >= {"expert weights", "kv cache", "runtime"}
+
+
+def test_estimate_exits_with_1_when_a_plan_misses() -> None:
+    code, said, _ = estimate(on=world(tpot="1 ms"))
+    assert code == 1
+    assert "misses its limit of 1.00 ms; bound by tpot.p99" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"dp": 1, "ep": 1, "batch": 512}, "does not fit: expert weights 90.2 GB"),
+        ({"alltoall": "two_dh"}, "use `linear`"),
+    ],
+)
+def test_a_plan_that_cannot_run_is_a_verdict(settings: dict[str, object], reason: str) -> None:
+    """Its numbers do not exist: null in JSON, not NaN, which no JSON reader knows."""
+    code, said, complaint = estimate("--json", **settings)
+    found = json.loads(said, parse_constant=pytest.fail)
+    assert (code, complaint) == (1, "")
+    assert found["verdict"]["fits"] is False
+    assert reason in found["verdict"]["why"]
+    assert found["summary"]["step"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"goal": "price_per_tokn"}, "did you mean `price_per_token`?"),
+        ({"rate": "5 ms"}, "workload.requests.arrivals.rate"),
+    ],
+)
+def test_bad_input_exits_with_2(settings: dict[str, str], complaint: str) -> None:
+    code, said, complained = optimize(**settings)
+    assert (code, said) == (2, "")
+    assert complained.startswith("moesim: world.yaml: ")
+    assert complaint in complained
+
+
+def test_a_bad_plan_exits_with_2() -> None:
+    code, said, complained = estimate(dp=8, ep=3)
+    assert (code, said) == (2, "")
+    assert "plan.yaml: pools.0.parallel.ep: ep x etp = 3 x 1 does not divide" in complained
+
+
+def test_a_missing_file_exits_with_2() -> None:
+    code, said, complained = moesim("estimate", "absent.yaml", "plan.yaml")
+    assert (code, said) == (2, "")
+    assert "absent.yaml" in complained
+
+
+ODD_MODEL = """
+name: odd
+vocab: 1000
+dtype_of: {experts: bf16, attention: bf16, dense: bf16, embedding: bf16, kv: bf16}
+layers:
+  - part: decoder
+    dim: 1024
+    tokens: 1.0
+    attention: {kind: unmodelled, name: mamba, heads: 16, parameters: 1000000}
+    ffn: {kind: dense, width: 4096}
+"""
+
+
+def test_a_model_that_cannot_be_timed_exits_with_2() -> None:
+    text = world().replace("mistralai/Mixtral-8x7B-v0.1", "odd.yaml").replace("{preset: mixtral}", "{preset: balanced}")
+    files = (("world.yaml", text), ("odd.yaml", ODD_MODEL), ("plan.yaml", plan(dp=1, ep=1, alltoall="reduce")))
+    code, said, complained = moesim("estimate", "world.yaml", "plan.yaml", files=files)
+    assert (code, said) == (2, "")
+    assert "attention `mamba` has no formula" in complained
