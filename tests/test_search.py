@@ -234,3 +234,30 @@ def test_an_empty_space_is_refused() -> None:
         optimize(world(), Space(axes={"parallel.tp": (3,)}))
     with pytest.raises(PlanError, match=r"no layout is valid.*`reduce` needs tokens replicated"):
         optimize(world(), Space(axes={"parallel.dp": (8,), "alltoall": (Policy(name="reduce"),)}))
+
+
+@pytest.mark.parametrize("goal", [pytest.param("imbalance", marks=pytest.mark.xfail(raises=KeyError))])
+def test_a_goal_that_no_estimate_gives_is_refused(goal: str) -> None:
+    with pytest.raises(PlanError):
+        optimize(world(), Space(axes=SMALL), goal=goal)
+
+
+IGNORED = {
+    "node": ("nvidia/hgx-h100",),
+    "pools": ("prefill+decode",),
+    "pools.all.parallel.ep": (4,),
+    "batching": (Policy(name="continuous"),),
+    "precision.experts": ("fp8", "bf16"),
+}
+
+
+@pytest.mark.xfail(raises=AssertionError, reason="axes that a file may hold, and the search leaves aside")
+@pytest.mark.parametrize("path", IGNORED)
+def test_no_axis_is_silently_ignored(path: str) -> None:
+    """It changes what is enumerated, or is refused."""
+    free = enumerate_pools(world(), Space(axes=SMALL)).pools
+    try:
+        held = enumerate_pools(world(), Space(axes={**SMALL, path: IGNORED[path]})).pools
+    except PlanError:
+        return
+    assert len(held) != len(free)

@@ -38,8 +38,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "step": Metric(
             unit="s", less_is_better=True, meaning="one pass through all stages; in training, of one microbatch"
         ),
-        "mfu": Metric(unit="", less_is_better=False, meaning="work of active parameters over dense peak"),
-        "imbalance": Metric(unit="", less_is_better=True, meaning="largest over mean expert rows of a rank"),
+        "mfu": Metric(
+            unit="", less_is_better=False, meaning="work of active parameters over dense peak in the dtype of experts"
+        ),
         "memory_headroom": Metric(unit="B", less_is_better=False, meaning="free bytes on the fullest rank"),
     }
 )

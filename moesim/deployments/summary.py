@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from moesim.deployments.metrics import base_metric
 from moesim.deployments.pools import Estimates
 from moesim.deployments.result import Verdict
-from moesim.ground.units import show
+from moesim.ground.units import FlopPerSecond, show
+from moesim.passes.columns import formats
 from moesim.plans.plan import Pool
-from moesim.world.model import active_parameters
+from moesim.world.model import COMPUTE_OF, active_parameters
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Target, Training
 
@@ -84,7 +85,7 @@ def _per_pool(scenario: Scenario, pools: Sequence[Pool], estimates: Estimates) -
     per_step = point.chunk * stages if training else point.sequences * point.emitted
     processed = point.tokens * of(lambda pool: pool.parallel.ranks) * stages
     work = 2.0 * active_parameters(scenario.model) * (3.0 if training else 1.0)
-    peak = of(lambda pool: max(scenario.hardware.offer(pool.node).node.device.flop_rate.values()))
+    peak = of(lambda pool: expert_peak(scenario, pool))
     metrics = {
         "replica_throughput": per_step * groups / step,
         "step": step,
@@ -94,6 +95,13 @@ def _per_pool(scenario: Scenario, pools: Sequence[Pool], estimates: Estimates) -
     if not training:
         metrics |= {"tpot": step / point.emitted, "ttft": step / 2 + estimates.carrying * point.prefills}
     return metrics
+
+
+def expert_peak(scenario: Scenario, pool: Pool) -> FlopPerSecond:
+    """Dense peak of a pool's device in the dtype its experts are multiplied in."""
+    rates = scenario.hardware.offer(pool.node).node.device.flop_rate
+    dtypes = COMPUTE_OF[formats(pool, scenario.model)["experts"]]
+    return next((rates[dtype] for dtype in dtypes if dtype in rates), max(rates.values()))
 
 
 def misses(summary: Summary, targets: Sequence[Target]) -> Mapping[str, Numbers]:

@@ -113,6 +113,9 @@ def optimize(
     if not len(deployed.pool):
         return Ranking(table=pd.DataFrame(), plans=(), best=None, unfit=unfit, counts=counts, meets=0)
     summary = summarize(scenario, deployed, estimates)
+    if goal not in summary.metrics:
+        fault = Fault(path="goal", problem=f"`{goal}` isn't estimated here", remedy=nearest(goal, summary.metrics))
+        raise PlanError("goal", [fault])
     miss = worst_miss(summary, _targets(scenario))
     order = ranked(summary, miss, goal)
     top = _best_of_each_layout(deployed, order)[:SHOWN]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from moesim.ground.errors import Fault, PlanError, nearest
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space, divisors
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy
@@ -39,6 +40,9 @@ TRAINING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 """The same for training, where a batch is a microbatch of whole sequences and experts have no copies."""
 
 POLICY_AXES = ("placement", "gating", "alltoall", "overlap", "buffering")
+PRECISION = "precision."
+OTHER_AXES = ("node", "framework", "max_batch", "microbatch")
+DEGREE_AXES = tuple(f"parallel.{degree}" for degree in ("pp", "dp", "tp", "cp", "ep", "etp"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +54,35 @@ class Enumerated:
 
 
 def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
-    """List every valid pool of one replica on the scenario's offers."""
+    """List every valid pool of one replica on the scenario's offers.
+
+    Raises
+    ------
+    PlanError
+        The space names an axis that this search does not vary.
+    """
+    _check_axes(space)
     space = with_defaults(space, scenario.workload)
     refused: Counter[str] = Counter()
     found: list[Pool] = []
     for offer in scenario.hardware.offers:
+        if not _allowed(space, "node", offer.node.name):
+            continue
         for parallel in _degrees(scenario.model, offer, space):
             found.extend(_pools(scenario, space, offer.node, parallel, refused))
     return Enumerated(pools=tuple(found), invalid=MappingProxyType(dict(refused)))
+
+
+def _check_axes(space: Space) -> None:
+    """Refuse axes that would be ignored; number of replicas and nodes are always varied."""
+    known = (*POLICY_AXES, *OTHER_AXES, *DEGREE_AXES)
+    faults = [
+        Fault(path=name, problem="this search does not vary it", remedy=nearest(name, known))
+        for name in space.axes
+        if name not in known and not name.startswith(PRECISION)
+    ]
+    if faults:
+        raise PlanError("space", faults)
 
 
 def with_defaults(space: Space, workload: Serving | Training) -> Space:
@@ -122,7 +147,7 @@ def _expert_slices(model: Model, ranks: int, space: Space) -> list[int]:
     ]
 
 
-def _allowed(space: Space, name: str, value: int) -> bool:
+def _allowed(space: Space, name: str, value: int | str) -> bool:
     listed = axis(space, name)
     return not listed or value in listed
 
@@ -167,8 +192,9 @@ def _senseless(named: Mapping[str, Policy], parallel: Parallel, node: Node, mixt
 
 def _precision(space: Space) -> Mapping[str, str]:
     """Collect single-valued precision axes."""
-    prefix = "precision."
-    return {name.removeprefix(prefix): str(axis(space, name)[0]) for name in space.axes if name.startswith(prefix)}
+    return {
+        name.removeprefix(PRECISION): str(axis(space, name)[0]) for name in space.axes if name.startswith(PRECISION)
+    }
 
 
 def deployments(pools: Sequence[Pool], offers: Mapping[str, Offer]) -> Iterator[tuple[int, int]]:
