@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 WORLD = """
-name: Mixtral on two nodes
-model: mistralai/Mixtral-8x7B-v0.1
+name: Mixtral on two nodes, cut short
+model: small.yaml
 hardware:
   offers: [{{node: nvidia/hgx-h200, max_nodes: 2, rent: {{value: 3.50 USD/h, from: list}}}}]
   fabric: infiniband/rail-400g
@@ -45,6 +45,21 @@ pools:
 """
 
 
+SMALL_MODEL = """
+name: small
+vocab: 32000
+dtype_of: {experts: bf16, attention: bf16, dense: bf16, embedding: bf16, kv: bf16}
+layers:
+  - repeat: 4
+    layers:
+      - part: decoder
+        dim: 4096
+        tokens: 1.0
+        attention: {kind: gqa, heads: 32, kv_heads: 8, head_dim: 128, value_dim: 128}
+        ffn: {kind: moe, experts: 8, topk: 2, width: 14336, input_dim: 4096}
+"""
+
+
 def world(tpot: str = "50 ms", rate: str = "5 /s", goal: str = "price_per_token") -> str:
     return WORLD.format(tpot=tpot, rate=rate, goal=goal)
 
@@ -72,11 +87,17 @@ def moesim(*words: str, files: tuple[tuple[str, str], ...] = (), hash_seed: str 
 
 
 def optimize(*words: str, hash_seed: str = "0", **settings: str) -> tuple[int, str, str]:
-    return moesim("optimize", "world.yaml", *words, files=(("world.yaml", world(**settings)),), hash_seed=hash_seed)
+    return moesim(
+        "optimize",
+        "world.yaml",
+        *words,
+        files=(("world.yaml", world(**settings)), ("small.yaml", SMALL_MODEL)),
+        hash_seed=hash_seed,
+    )
 
 
 def estimate(*words: str, on: str = "", **settings: object) -> tuple[int, str, str]:
-    files = (("world.yaml", on or world()), ("plan.yaml", plan(**settings)))
+    files = (("world.yaml", on or world()), ("plan.yaml", plan(**settings)), ("small.yaml", SMALL_MODEL))
     return moesim("estimate", "world.yaml", "plan.yaml", *words, files=files)
 
 
@@ -213,7 +234,7 @@ layers:
 
 
 def test_a_model_that_cannot_be_timed_exits_with_2() -> None:
-    text = world().replace("mistralai/Mixtral-8x7B-v0.1", "odd.yaml").replace("{preset: mixtral}", "{preset: balanced}")
+    text = world().replace("small.yaml", "odd.yaml").replace("{preset: mixtral}", "{preset: balanced}")
     files = (("world.yaml", text), ("odd.yaml", ODD_MODEL), ("plan.yaml", plan(dp=1, ep=1, alltoall="reduce")))
     code, said, complained = moesim("estimate", "world.yaml", "plan.yaml", files=files)
     assert (code, said) == (2, "")

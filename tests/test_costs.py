@@ -282,7 +282,7 @@ def expert_times(rows, base=H200, slots=32):
 
 
 def test_deepseek_experts_decode_at_the_measured_share_of_memory_bandwidth():
-    """H200 vLLM fused MoE on its memory-bound plateau: 0.86-0.89 of 4.8 TB/s (domain.md A0.1)."""
+    """H200 vLLM, Mixtral, memory-bound: 0.86-0.89 of 4.8 TB/s (docs/background/evidence.md, section 7)."""
     weights = 32 * 3 * 7168 * 2048 * 1.0
     reached = [weights / expert_times(rows) / 4.8e12 for rows in (1, 2, 4, 8)]
     assert min(reached) > 0.86 * 0.97
@@ -290,7 +290,7 @@ def test_deepseek_experts_decode_at_the_measured_share_of_memory_bandwidth():
 
 
 def test_mixtral_experts_reach_the_measured_compute_plateau():
-    """H200 vLLM bf16: 660-698 TFLOP/s from 1,000 tokens on (domain.md A0.1)."""
+    """H200 vLLM bf16: 660-698 TFLOP/s from 1,000 tokens on (docs/background/evidence.md, section 7)."""
     counts = np.full((8, 1), 4096)
     seconds = sum(
         time(Grouped(rows=counts, n=one(n), k=one(k), dtype="bf16"), H200)[0] for n, k in ((28672, 4096), (4096, 14336))
@@ -299,7 +299,7 @@ def test_mixtral_experts_reach_the_measured_compute_plateau():
 
 
 def test_a_large_bf16_product_reaches_about_860_tflops_on_h100():
-    """Study 3.1: a fitted peak of 861 TFLOP/s, before throttling of 11-17 % at full power."""
+    """A fitted peak of 861 TFLOP/s, before throttling of 11-17 % (docs/background/evidence.md, section 1)."""
     square = Gemm(m=one(8192), n=one(8192), k=one(8192), dtype="bf16")
     assert 2 * 8192**3 / time(square, H100)[0] == pytest.approx(861e12, rel=0.10)
     cool = with_fits(H100, {"gemm": fit("gemm", throttle=0.0)})
@@ -314,7 +314,7 @@ LOW_LATENCY = {
 
 @pytest.mark.parametrize("way", LOW_LATENCY)
 def test_a_low_latency_all_to_all_is_within_a_factor_of_two_of_deepep(way):
-    """DeepEP V1 on H800 and CX7, 128 tokens a rank, d = 7168, k = 8: EP8 to EP256 (domain.md A1.1)."""
+    """DeepEP V1, H800, CX7, 128 tokens a rank, d = 7168, k = 8: EP8-256 (docs/background/evidence.md, section 8)."""
     row, published = LOW_LATENCY[way]
     h800 = replace(H100, tiers=tuple(replace(t, bandwidth=200e9) if t.name == "nvlink" else t for t in H100.tiers))
     for ranks, microseconds in zip((8, 16, 32, 64, 128, 256), published, strict=True):
@@ -327,14 +327,14 @@ def test_a_low_latency_all_to_all_is_within_a_factor_of_two_of_deepep(way):
 
 @pytest.mark.parametrize(("tokens", "microseconds"), [(1, 12), (32, 16), (128, 35), (256, 61)])
 def test_a_low_latency_all_to_all_on_nvlink_is_near_the_measured_one(tokens, microseconds):
-    """DeepEP low latency on H200, EP8, 256 experts, dispatch (domain.md A1.1)."""
+    """DeepEP low latency on H200, EP8, 256 experts, dispatch (docs/background/evidence.md, section 8)."""
     moved = np.array([[tokens * 8 * (7168 + 224) * 7 / 8]])
     op = AllToAll(tiers=("nvlink",), sent=moved, received=moved, messages=np.array([[7.0]]))
     assert time(op, H200)[0] == pytest.approx(microseconds * 1e-6, rel=0.25)
 
 
 def test_an_all_reduce_of_64_mb_has_a_plausible_bus_bandwidth():
-    """Eight H100 on NVLink without in-switch reduction: Simple reaches 355 of 450 GB/s (study 3.4)."""
+    """Eight H100, no in-switch reduction: Simple reaches 355 of 450 GB/s (docs/background/evidence.md, section 4)."""
     op = Reduce(size=one(64e6), form="all_reduce", ranks=one(8), tier="nvlink")
     assert 64e6 * 2 * 7 / 8 / time(op, H100)[0] == pytest.approx(340e9, rel=0.10)
     small = replace(op, size=one(1024))

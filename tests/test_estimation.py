@@ -13,15 +13,18 @@ import worlds
 from moesim.deployments.estimation import estimate
 from moesim.deployments.metrics import METRICS
 from moesim.deployments.operation import batch_share, operation
+from moesim.deployments.pools import estimate_pools
 from moesim.deployments.result import Result
+from moesim.deployments.summary import pass_work
 from moesim.files.yaml import load_plan, load_scenario
 from moesim.ground.errors import PlanError
 from moesim.ground.units import Source
 from moesim.plans.plan import Parallel, Plan, Policy, Pool
 from moesim.schedules.costs.priors import kernel_prior
 from moesim.world.hardware import Hardware
+from moesim.world.model import active_parameters, layer_parameters
 from moesim.world.scenario import Scenario
-from moesim.world.workload import Serving, Target
+from moesim.world.workload import Target
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS
@@ -38,7 +41,10 @@ def run(world: Scenario, pool: Pool, *, spare_nodes: int = 0, seed: int = 0) -> 
 def mixtral(**targets: float) -> Result:
     """Mixtral on one node, with targets on means by metric."""
     wanted = tuple(Target(metric=metric, limit=limit) for metric, limit in targets.items())
-    return run(worlds.scenario(MIXTRAL, workload=replace(SERVING, targets=wanted)), worlds.pool(EP8, batching=BATCH))
+    return run(
+        worlds.scenario(MIXTRAL, short=True, workload=replace(SERVING, targets=wanted)),
+        worlds.pool(EP8, batching=BATCH),
+    )
 
 
 def faster(world: Scenario, what: str, factor: float) -> Scenario:
@@ -102,7 +108,8 @@ OVERLAPS = {"none": {}, "two_batch": {"overlap": "two_batch"}, "pipeline": {"ove
 def test_exposed_parts_add_up_to_the_step(overlap: str) -> None:
     """To 1e-9 without overlap; with it, to the thousandth by which shortened passes may differ from whole ones."""
     result = run(
-        worlds.scenario(GPT_OSS, cv=0.35, workload=SERVING), worlds.pool(EP8, batching=BATCH, **OVERLAPS[overlap])
+        worlds.scenario(GPT_OSS, short=True, cv=0.35, workload=SERVING),
+        worlds.pool(EP8, batching=BATCH, **OVERLAPS[overlap]),
     )
     table = result.tables["breakdown"]
     assert np.all(table["exposed"] >= 0)
@@ -116,7 +123,7 @@ def test_exposed_parts_add_up_to_the_step(overlap: str) -> None:
 
 def test_headline_numbers_follow_from_the_step() -> None:
     """Two replicas of 8 gpus and a spare node: tokens a step over its time, and rent over the tokens asked for."""
-    world = worlds.scenario(MIXTRAL, workload=SERVING)
+    world = worlds.scenario(MIXTRAL, short=True, workload=SERVING)
     result = run(world, worlds.pool(EP8, replicas=2, batching=BATCH), spare_nodes=1)
     found, offered = result.summary, 12.0 * 300.0
     step = found["step"]
@@ -131,7 +138,7 @@ def test_headline_numbers_follow_from_the_step() -> None:
 
 
 def test_half_a_node_is_paid_for_whole() -> None:
-    world = worlds.scenario(MIXTRAL, workload=SERVING)
+    world = worlds.scenario(MIXTRAL, short=True, workload=SERVING)
     assert run(world, worlds.pool(Parallel(dp=4, ep=4), replicas=3, batching=BATCH)).summary["gpus"] == 16
 
 
@@ -164,14 +171,28 @@ def test_a_small_budget_shrinks_the_batch_to_what_it_feeds() -> None:
 
 def test_speculation_emits_more_than_one_token_a_step() -> None:
     drafting = Policy(name="chunked", settings={"max_batch": 16, "speculated": 1, "acceptance": 0.85})
-    world = worlds.scenario(DEEPSEEK, workload=SERVING)
+    world = worlds.scenario(DEEPSEEK, short=True, workload=SERVING)
     plain, drafts = (
         run(world, worlds.pool(Parallel(dp=16, ep=16), batching=policy)).summary
         for policy in (Policy(name="chunked", settings={"max_batch": 16}), drafting)
     )
     assert drafts["tpot"] == pytest.approx(drafts["step"] / 1.85, rel=1e-12)
     assert drafts["step"] > plain["step"]
-    assert drafts["tpot"] < plain["tpot"]
+
+
+def test_utilization_counts_each_layers_own_tokens() -> None:
+    """8 x 64 decoded and 6.67 times as many prompt tokens a step, on bf16 peak; NLLB's decoder sees the decoded alone."""
+    found = mixtral().summary
+    tokens = 8 * 64 * (1 + 2000 / 300)
+    work = 2 * active_parameters(worlds.brief(MIXTRAL)) * tokens
+    assert found["mfu"] == pytest.approx(work / (found["step"] * 8 * 989e12), rel=1e-3)
+    model = worlds.brief(NLLB)
+    prompts, decoded = np.array([300.0]), np.array([100.0])
+    encoder = [layer_parameters(layer, active=True) for layer in model.layers if layer.part == "encoder"]
+    rest = active_parameters(model) - sum(encoder)
+    assert pass_work(model, prompts, prompts + decoded, training=False) == 2 * (300 * sum(encoder) + 100 * rest)
+    whole = 6 * 400 * active_parameters(model)
+    assert pass_work(model, prompts + decoded, prompts + decoded, training=True) == whole
 
 
 def test_verdict_of_a_plan_that_does_not_fit() -> None:
@@ -197,7 +218,7 @@ def test_verdict_of_missed_targets() -> None:
 def test_verdict_of_too_much_load() -> None:
     busy = replace(SERVING.requests.arrivals, rate=1e6)
     heavy = replace(SERVING, requests=replace(SERVING.requests, arrivals=busy))
-    result = run(worlds.scenario(MIXTRAL, workload=heavy), worlds.pool(EP8, batching=BATCH))
+    result = run(worlds.scenario(MIXTRAL, short=True, workload=heavy), worlds.pool(EP8, batching=BATCH))
     assert (result.verdict.binding, result.verdict.fits, result.verdict.good) == ("load", True, False)
     able = result.summary["throughput"]
     assert result.verdict.why == f"carries {able:,.0f} of the 300,000,000 output tokens/s asked for"
@@ -207,12 +228,12 @@ def test_verdict_of_too_much_load() -> None:
 def test_a_closed_loop_asks_for_all_there_is() -> None:
     closed = replace(SERVING.requests.arrivals, rate=0.0, concurrency=64)
     workload = replace(SERVING, requests=replace(SERVING.requests, arrivals=closed))
-    result = run(worlds.scenario(MIXTRAL, workload=workload), worlds.pool(EP8, batching=BATCH))
+    result = run(worlds.scenario(MIXTRAL, short=True, workload=workload), worlds.pool(EP8, batching=BATCH))
     assert (result.verdict.good, result.verdict.meets, result.verdict.why) == (True, {}, "fits")
 
 
 def test_a_refusing_policy_gives_a_verdict() -> None:
-    result = run(worlds.scenario(MIXTRAL, workload=SERVING), worlds.pool(EP8, alltoall="two_dh"))
+    result = run(worlds.scenario(MIXTRAL, short=True, workload=SERVING), worlds.pool(EP8, alltoall="two_dh"))
     assert (result.verdict.fits, result.verdict.good, result.verdict.binding) == (False, False, "policy")
     assert "needs two or more whole nodes of 8 gpus, not 8 ranks; use `linear`" in result.verdict.why
 
@@ -233,7 +254,9 @@ def test_several_pools_are_refused() -> None:
     ],
 )
 def test_every_kind_of_model_can_be_estimated(name: str, parallel: Parallel, alltoall: str) -> None:
-    result = run(worlds.scenario(name, workload=SERVING), worlds.pool(parallel, alltoall=alltoall, batching=BATCH))
+    result = run(
+        worlds.scenario(name, short=True, workload=SERVING), worlds.pool(parallel, alltoall=alltoall, batching=BATCH)
+    )
     parts = set(result.tables["breakdown"]["part"])
     assert np.isfinite(list(result.summary.values())).all()
     assert ("experts" in parts) == (name != DENSE)
@@ -253,8 +276,8 @@ SPEEDS = {
 def test_faster_hardware_is_never_slower(case: str, what: str) -> None:
     name, parallel, alltoall = SPEEDS[case]
     pool = worlds.pool(parallel, alltoall=alltoall, batching=BATCH)
-    world = worlds.scenario(name, cv=0.35, workload=SERVING)
-    steps = [run(faster(world, what, factor), pool).summary["step"] for factor in (1.0, 1.5, 4.0)]
+    world = worlds.scenario(name, short=True, cv=0.35, workload=SERVING)
+    steps = [estimate_pools(faster(world, what, factor), [pool]).step[0] for factor in (1.0, 1.5, 4.0)]
     assert steps[0] > steps[1] > steps[2]
 
 
@@ -262,14 +285,14 @@ def test_the_weakest_source_and_what_left_its_box_reach_the_result() -> None:
     """A calibrated product measured up to 8 rows: the estimate still rests on priors, and says where it strayed."""
     offer = worlds.offer()
     prior = kernel_prior(offer.node.device, "gemm", "bf16", "")
-    plain = run(worlds.scenario(MIXTRAL, workload=SERVING), worlds.pool(EP8, batching=BATCH))
+    plain = run(worlds.scenario(MIXTRAL, short=True, workload=SERVING), worlds.pool(EP8, batching=BATCH))
     assert plain.outside == ()
 
     def with_source(source: Source) -> Result:
         fit = replace(prior, source=source, box={"m": (1.0, 8.0)})
         device = replace(offer.node.device, fits={"gemm/bf16": fit})
         changed = replace(offer, node=replace(offer.node, device=device))
-        world = worlds.scenario(MIXTRAL, workload=SERVING, offers=[changed])
+        world = worlds.scenario(MIXTRAL, short=True, workload=SERVING, offers=[changed])
         return run(world, worlds.pool(EP8, batching=BATCH))
 
     fitted = with_source(Source(kind="fitted", title="a bench"))
@@ -280,7 +303,7 @@ def test_the_weakest_source_and_what_left_its_box_reach_the_result() -> None:
 
 
 def test_same_seed_same_result() -> None:
-    world = worlds.scenario(MIXTRAL, cv=0.5, workload=SERVING)
+    world = worlds.scenario(MIXTRAL, short=True, cv=0.5, workload=SERVING)
     one, same, other = (run(world, worlds.pool(EP8, batching=BATCH), seed=seed) for seed in (3, 3, 4))
     assert one.summary == same.summary
     assert one.tables["tasks"].equals(same.tables["tasks"])
@@ -300,7 +323,9 @@ def test_tables_name_their_units() -> None:
 
 def test_a_skewed_load_is_slower_than_a_balanced_one() -> None:
     steps = [
-        run(worlds.scenario(MIXTRAL, cv=cv, workload=SERVING), worlds.pool(EP8, batching=BATCH)).summary["step"]
+        run(worlds.scenario(MIXTRAL, short=True, cv=cv, workload=SERVING), worlds.pool(EP8, batching=BATCH)).summary[
+            "step"
+        ]
         for cv in (0.0, 0.3, 0.9)
     ]
     assert steps == sorted(steps)
@@ -308,13 +333,11 @@ def test_a_skewed_load_is_slower_than_a_balanced_one() -> None:
 
 
 def test_the_slowest_stage_is_broken_down() -> None:
-    """Of DeepSeek's two stages the last has no dense layers, but two more MoE layers and the head."""
-    result = run(
-        worlds.scenario(DEEPSEEK, workload=SERVING),
-        worlds.pool(Parallel(pp=2, dp=8, ep=8), batching=Policy(name="chunked", settings={"max_batch": 32})),
-    )
+    """Of two stages of a Mixtral with a million words, the last has the head."""
+    world = worlds.scenario(MIXTRAL, short=True, workload=SERVING)
+    wordy = replace(world, model=replace(world.model, vocab=1_000_000))
+    result = run(wordy, worlds.pool(Parallel(pp=2, dp=8, ep=8), batching=BATCH))
     parts = set(result.tables["breakdown"]["part"])
     assert "head" in parts
     assert "send" not in parts
-    assert isinstance(SERVING, Serving)
     assert result.tables["breakdown"]["exposed"].sum() * 2 == pytest.approx(result.summary["step"], rel=1e-9)

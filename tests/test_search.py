@@ -25,7 +25,7 @@ SMALL = {
     "parallel.pp": (1,),
     "parallel.tp": (1, 2),
     "parallel.etp": (1,),
-    "max_batch": (16, 256),
+    "max_batch": (16, 8192),
     "overlap": (Policy(name="none"), Policy(name="two_batch")),
     "placement": (Policy(name="contiguous"),),
     "alltoall": (Policy(name="linear"), Policy(name="reduce"), Policy(name="deduplicated")),
@@ -35,7 +35,10 @@ SMALL = {
 def world(name: str = MIXTRAL, *, max_nodes: int = 2, targets: tuple[Target, ...] = (), cv: float = 0.2) -> Scenario:
     workload = replace(worlds.SERVING, targets=targets)
     moe = bool(worlds.model(name).moe_layers)
-    return worlds.scenario(name, cv=cv if moe else 0.0, workload=workload, offers=[worlds.offer(max_nodes=max_nodes)])
+    node = worlds.offer().node
+    small = replace(node, device=replace(node.device, memory=24e9))  # so that not all fits, of a model so short
+    offers = [replace(worlds.offer(max_nodes=max_nodes), node=small)]
+    return worlds.scenario(name, cv=cv if moe else 0.0, workload=workload, offers=offers, short=True)
 
 
 def pools(name: str, max_nodes: int = 4, **axes: tuple[object, ...]) -> tuple[Pool, ...]:
@@ -141,8 +144,8 @@ def test_each_layout_is_shown_once() -> None:
 
 
 def test_plans_that_miss_a_target_come_last_by_how_much_they_miss() -> None:
-    """Half the plans meet a limit at the median: they come first, by price; then the others, nearest misses first."""
-    middle = float(ranking().table["tpot"].median())
+    """A few plans meet a limit near the least: they come first, by price; then the others, nearest misses first."""
+    middle = 1.5 * float(ranking("tpot").table["tpot"].iloc[0])
     table = ranking("price_per_token", middle).table
     meeting = table["miss"] == 0
     assert 0 < meeting.sum() < len(table)
@@ -203,7 +206,7 @@ def test_a_dense_model_has_one_way_into_its_layers() -> None:
 
 
 def test_training_is_ranked_by_its_step() -> None:
-    studied = worlds.scenario(MIXTRAL, workload=worlds.TRAINING, offers=[worlds.offer(max_nodes=2)])
+    studied = replace(world(), workload=worlds.TRAINING)
     axes = {"parallel.pp": (1, 2), "parallel.tp": (1, 2), "overlap": (Policy(name="none"),), "microbatch": (1, 2)}
     found = optimize(studied, Space(axes=axes), goal="throughput")
     assert found.table["throughput"].is_monotonic_decreasing
@@ -236,7 +239,7 @@ def test_an_empty_space_is_refused() -> None:
         optimize(world(), Space(axes={"parallel.dp": (8,), "alltoall": (Policy(name="reduce"),)}))
 
 
-@pytest.mark.parametrize("goal", [pytest.param("imbalance", marks=pytest.mark.xfail(raises=KeyError))])
+@pytest.mark.parametrize("goal", ["imbalance"])
 def test_a_goal_that_no_estimate_gives_is_refused(goal: str) -> None:
     with pytest.raises(PlanError):
         optimize(world(), Space(axes=SMALL), goal=goal)
@@ -251,7 +254,6 @@ IGNORED = {
 }
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="axes that a file may hold, and the search leaves aside")
 @pytest.mark.parametrize("path", IGNORED)
 def test_no_axis_is_silently_ignored(path: str) -> None:
     """It changes what is enumerated, or is refused."""

@@ -13,8 +13,9 @@ from moesim.deployments.pools import Estimates
 from moesim.deployments.result import Verdict
 from moesim.ground.units import FlopPerSecond, show
 from moesim.passes.columns import formats
+from moesim.passes.presence import presence
 from moesim.plans.plan import Pool
-from moesim.world.model import COMPUTE_OF, active_parameters
+from moesim.world.model import COMPUTE_OF, Model, active_parameters, layer_parameters
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Target, Training
 
@@ -83,18 +84,35 @@ def _per_pool(scenario: Scenario, pools: Sequence[Pool], estimates: Estimates) -
 
     groups, stages = of(lambda pool: pool.parallel.dp), of(lambda pool: pool.parallel.pp)
     per_step = point.chunk * stages if training else point.sequences * point.emitted
-    processed = point.tokens * of(lambda pool: pool.parallel.ranks) * stages
-    work = 2.0 * active_parameters(scenario.model) * (3.0 if training else 1.0)
+    members = of(lambda pool: pool.parallel.tp * pool.parallel.cp)
+    work = pass_work(scenario.model, point.chunk * point.carrying, point.tokens * members, training=training)
     peak = of(lambda pool: expert_peak(scenario, pool))
     metrics = {
         "replica_throughput": per_step * groups / step,
         "step": step,
-        "mfu": processed * work / (step * peak * of(lambda pool: pool.parallel.gpus)),
+        "mfu": work * groups * stages / (step * peak * of(lambda pool: pool.parallel.gpus)),
         "memory_headroom": estimates.memory.headroom,
     }
     if not training:
         metrics |= {"tpot": step / point.emitted, "ttft": step / 2 + estimates.carrying * point.prefills}
     return metrics
+
+
+def pass_work(model: Model, prompts: Numbers, tokens: Numbers, *, training: bool) -> Numbers:
+    """FLOP of a pass on `tokens`, of which `prompts` are prompt tokens: each layer's active weights on those it sees.
+
+    Backward is twice the work of forward. The head goes with the last layer.
+    """
+    work = np.zeros_like(tokens)
+    head = active_parameters(model)
+    seen = np.zeros_like(tokens)
+    for layer in model.layers:
+        prompt, answer = presence(layer, model, backward=training)
+        seen = prompts * prompt + (tokens - prompts) * answer
+        weights = layer_parameters(layer, active=True)
+        work = work + seen * weights
+        head -= weights
+    return np.asarray(2.0 * (work + seen * head) * (3.0 if training else 1.0))
 
 
 def expert_peak(scenario: Scenario, pool: Pool) -> FlopPerSecond:

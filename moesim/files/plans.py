@@ -15,6 +15,7 @@ from moesim.ground.errors import PlanError, nearest
 from moesim.passes.columns import TENSORS
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Plan, Policy, Pool, divisors, misfits
 from moesim.policies.finding import kinds, make
+from moesim.policies.protocols import Batching
 from moesim.world.model import BITS, Dense, Linear, Model
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
@@ -155,10 +156,15 @@ def _expert_faults(parallel: Parallel, model: Model) -> Findings:
 
 def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
     policy = make("alltoall", pool.policy("alltoall"))
-    if policy.replicated and scenario.model.moe_layers and pool.parallel.dp > 1:
+    parallel = pool.parallel
+    if policy.replicated and scenario.model.moe_layers and parallel.dp * parallel.cp > 1:
         name = pool.policy("alltoall").name
-        problem = f"`{name}` keeps tokens in place, so it needs dp = 1, not {pool.parallel.dp}"
-        yield "policies.alltoall", problem, "use `linear`, or tp in place of dp"
+        problem = f"`{name}` keeps tokens in place, so it needs dp = cp = 1, not {parallel.dp} and {parallel.cp}"
+        yield "policies.alltoall", problem, "use `linear`, or tp in place of dp and cp"
+    batching: Batching = make("batching", pool.policy("batching"))
+    if batching.speculated and not scenario.model.mtp:
+        problem = f"speculates {batching.speculated} tokens, but {scenario.model.name} has no drafting modules (mtp)"
+        yield "policies.batching", problem, "set speculated to 0"
     if isinstance(scenario.workload, Training) and pool.role != "all":
         yield "role", f"`{pool.role}` has no meaning in training", "give `all`"
 

@@ -164,7 +164,7 @@ def prefill(needs: Needs, *, params: Params, processors: int) -> Time:
     `width` is a head's mean dimension, `diagonal` the keys of a tile's diagonal that a query does not see, and
     `chain` the work of one tile of 128 queries against a whole context, which one processor does alone.
 
-    Functional form of the project's cost-model study, section 3.3 (FlashAttention-3, arXiv 2407.08608).
+    Functional form of docs/background/evidence.md, section 3 (FlashAttention-3, arXiv 2407.08608).
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def decode(needs: Needs, *, params: Params, processors: int) -> Time:
     Few query heads are padded to a tile (`head_tile`), so that latent attention takes the same time for 1 to 64 heads;
     a kernel splits sequences of more than 256 cached tokens until every processor has a block.
 
-    Functional form of the project's cost-model study, section 3.3 (FlashDecoding; FlashMLA).
+    Functional form of docs/background/evidence.md, section 3 (FlashDecoding; FlashMLA).
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tie
     Tiers move bytes side by side and both directions of a link at once, so `moved` is the larger of sent and received.
     A tier without messages has nothing to start; a rank without any still takes the launch of the innermost tier.
 
-    Functional form of the project's cost-model study, section 3.5 (DeepEP; FasterMoE's bottleneck rank, PPoPP 2022).
+    Functional form of docs/background/evidence.md, section 5 (DeepEP; FasterMoE's bottleneck rank, PPoPP 2022).
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def reduce(size: Size, ranks: Size, *, form: str, params: Params, tier: Tier) ->
     trips = rounds x (ranks - 1), rounds = 2 for an all-reduce, 1 for a reduce-scatter or an all-gather; hops = trips
     up to 8 ranks, and beyond 8 rounds x (7 + 2 log2(ranks / 8)). In-switch reduction (NVLS) is not assumed.
 
-    Functional form of the project's cost-model study, section 3.4 (NCCL; nccl-tests for the bytes on the wire).
+    Functional form of docs/background/evidence.md, section 4 (NCCL; nccl-tests for the bytes on the wire).
 
     Parameters
     ----------

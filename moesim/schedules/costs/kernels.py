@@ -117,7 +117,7 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
     Weights are cold and every panel of them is streamed by one processor; partial results of a cut k are written and
     read back in fp32.
 
-    Functional form of the project's cost-model study, section 3.1 (roofline: Williams et al., CACM 52(4), 2009;
+    Functional form of docs/background/evidence.md, section 1 (roofline: Williams et al., CACM 52(4), 2009;
     tiles and waves: NVIDIA, Matrix Multiplication Background User's Guide).
 
     Parameters
@@ -196,7 +196,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     `tile` is the time of the smallest tile, `columns` the width that pads n least. Rows of an expert are ragged, so a
     tile of `pad` is lost per expert in the mean; each expert has its own best tile, so the form is a sum over slots.
 
-    Functional form of the project's cost-model study, section 3.2 (fused MoE kernels: vLLM, SGLang, DeepGEMM).
+    Functional form of docs/background/evidence.md, section 2 (fused MoE kernels: vLLM, SGLang, DeepGEMM).
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ def grouped_loads(rows: Size, n: Size, k: Size, *, stored: Bytes, params: Params
 def elementwise(traffic: Size, *, params: Params) -> Time:
     """A pass over memory takes its launch and its traffic at the memory's rate: launch + traffic / bandwidth.
 
-    Functional form of the project's cost-model study, section 3.2 (element-wise passes run at HBM speed).
+    Functional form of docs/background/evidence.md, section 2 (element-wise passes run at HBM speed).
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Datasheet priors: the fit of every form on a device or tier that nobody has calibrated.
 
-Every number is exact, comes from the datasheet in the profile, or carries its source in a comment: "study" is the
-project's cost-model study of published aiconfigurator tables (Apache-2.0), followed by its section; what is marked
+Every number is exact, comes from the datasheet in the profile, or carries its source in a comment: "section N" is one
+of docs/background/evidence.md, mostly values fitted to published aiconfigurator tables (Apache-2.0); what is marked
 "assumed" is an order of magnitude.
 """
 
@@ -16,29 +16,29 @@ from moesim.schedules.costs.collectives import PROTOCOLS
 from moesim.world.hardware import Device, Fit, Tier
 from moesim.world.model import COMPUTE_OF
 
-# Share of the datasheet's peak that the best shapes reach. Study 3.1: bf16 264/312 on A100, 861/989 on H100, 860/989 on
+# Share of the datasheet's peak that the best shapes reach. Section 1: bf16 264/312 on A100, 861/989 on H100, 860/989 on
 # H200, 1771/2250 on B200; fp8 1578/1979, 1646/1979, 3290/4500. fp32 and int8 as their neighbors; fp4 assumed.
 PEAK: Mapping[str, float] = MappingProxyType(
     {"fp32": 0.86, "bf16": 0.86, "fp16": 0.86, "fp8": 0.81, "int8": 0.81, "fp4": 0.70}
 )
-MEMORY = 0.90  # share of HBM bandwidth; study 3.1: 92, 88, 92 and 97 % on A100, H100, H200 and B200
-LAUNCH = 2e-6  # study 3.1: 1.4-2.0 us for torch bf16
+MEMORY = 0.90  # share of HBM bandwidth; section 1: 92, 88, 92 and 97 % on A100, H100, H200 and B200
+LAUNCH = 2e-6  # section 1: 1.4-2.0 us for torch bf16
 CACHE_SPEED = 2.0  # last-level cache over HBM; assumed (H100: about 5.5-7 TB/s against 3.35)
 CACHE_SHARE = 0.5  # of the cache that activations of the last kernel still hold; assumed
 BLOCK_SPEED = 4.0  # a processor can ask for this many times its share of HBM; assumed (64 KB in flight, 700 ns)
-THROTTLE = 0.11  # study 3.1: 5 % on A100, 11-17 % on H100 to B200
-TAIL = 0.125  # waves lost at the end: half of g, study 3.1: 0.15-0.4
+THROTTLE = 0.11  # section 1: 5 % on A100, 11-17 % on H100 to B200
+TAIL = 0.125  # waves lost at the end: half of g, section 1: 0.15-0.4
 THIN = 0.3  # small tiles; assumed
 OVERHEAD = 0.5e-6  # prologue and epilogue of a tile; assumed
 PAD = 0.5  # tiles lost per expert: the mean of rounding ragged rows up
-NORM = 2.0  # study 3.1: p is about 2-3
+NORM = 2.0  # section 1: p is about 2-3
 HEAD_TILE = 16.0  # rows of the smallest tensor-core instruction (NVIDIA PTX ISA, mma.m16n8k16)
-LATENT_TILE = 50.0  # study 3.3: heads are padded to about 45-60 in latent-attention kernels
+LATENT_TILE = 50.0  # section 3: heads are padded to about 45-60 in latent-attention kernels
 HALF_WIDTH = 32.0  # assumed: 128-wide heads reach 680 of 989 TFLOP/s (FlashAttention-3, arXiv 2407.08608: up to 740)
 DIAGONAL = 64.0  # keys of a 128-wide diagonal tile that a query does not see, in the mean
 HOST_CALL = 10e-6  # a size read back and waited for; assumed
 
-# Operations of one pass over the datasheet: launches, and how wrong. Study, section 4, rows "spec-only" across an
+# Operations of one pass over the datasheet: launches, and how wrong. Section 6, spec-only errors across an
 # architecture (H100 to B200): the mean error is 0.8 sd, shared out evenly over all shapes and each shape.
 _KERNELS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -51,7 +51,7 @@ _KERNELS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "host": (0.0, 0.50),  # assumed
     }
 )
-_LATENT_DECODE = 0.21  # 23.9 %, study section 4
+_LATENT_DECODE = 0.21  # 23.9 %, section 6
 
 _TILED = ("launch", "peak", "bandwidth", "block_bandwidth", "overhead", "throttle", "tail", "thin", "p")
 PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -75,8 +75,8 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Parameters of each form; what they mean stands with the form."""
 
-# Share of a tier's bandwidth that each operation reaches, on NVLink, PCIe and other networks. Study 3.4: Simple
-# 355/450 on H100; study 3.5: NIC 46/50. domain.md C1: NVLink all-to-all 0.62-0.69; A1.1: PCIe all-to-all 18/64.
+# Share of a tier's bandwidth that each operation reaches, on NVLink, PCIe and other networks. Section 4: Simple
+# 355/450 on H100; section 5: NIC 46/50; section 9: NVLink all-to-all 0.62-0.69, PCIe all-to-all 18/64.
 _REACHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "nvlink": MappingProxyType({"all_to_all": 0.65, "reduce": 0.79, "send": 0.79}),
@@ -85,15 +85,15 @@ _REACHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     }
 )
 _NVLINKS = ("nvlink", "nvswitch", "xgmi")
-PINNED = 0.80  # domain.md C1: pinned host copies reach 0.75-0.85 of PCIe
+PINNED = 0.80  # section 9: pinned host copies reach 0.75-0.85 of PCIe
 LL_SHARE = 0.40  # NCCL, graph/tuning.cc: llMaxBws, 141 GB/s on one Hopper node, of the 355 of Simple
 LL128_SHARE = 0.92  # 120 of 128 bytes are payload (NCCL), and 2 % less for its flags' polling (assumed)
-LL_LAUNCH = 5e-6  # study 3.4: LL floor 5 us
+LL_LAUNCH = 5e-6  # section 4: LL floor 5 us
 LL128_LAUNCH = 7e-6  # assumed, between the two
-SIMPLE_LAUNCH = 12e-6  # domain.md C1: 6-16 us for a collective on NVLink
-RING_HOP = 0.85e-6  # study 3.4: per hop of a ring on NVLink
-RING_COPY = 1.2e-12  # study 3.4: 1.2 ns per KB of local copy
-ALL_TO_ALL_LAUNCH = 11e-6  # study 3.5: 11-15 us inside a node
+SIMPLE_LAUNCH = 12e-6  # section 9: 6-16 us for a collective on NVLink
+RING_HOP = 0.85e-6  # section 4: per hop of a ring on NVLink
+RING_COPY = 1.2e-12  # section 4: 1.2 ns per KB of local copy
+ALL_TO_ALL_LAUNCH = 11e-6  # section 5: 11-15 us inside a node
 PER_MESSAGE = 0.1e-6  # assumed, after DeepEP's published EP16 to EP256: about 20 us for 240 more peers
 SEND_LAUNCH = 5e-6  # assumed, as LL
 
@@ -184,7 +184,7 @@ def tier_prior(operation: str, tier: Tier) -> Fit:
         "simple_efficiency": reached,
         "copy": RING_COPY,
     }
-    # Study section 4: NCCL 26.9 %; copies assumed.
+    # Section 6: NCCL 26.9 %; copies assumed.
     return _derived(operation, params, 0.15 if copying else 0.24, tier.name)
 
 
