@@ -181,7 +181,7 @@ def test_speculation_emits_more_than_one_token_a_step() -> None:
 
 
 def test_utilization_counts_each_layers_own_tokens() -> None:
-    """8 x 64 decoded and 6.67 times as many prompt tokens a step, on bf16 peak; NLLB's decoder sees the decoded alone."""
+    """8 x 64 decoded and 6.67 times as many prompt tokens a step, on bf16 peak; NLLB's decoder sees answers alone."""
     found = mixtral().summary
     tokens = 8 * 64 * (1 + 2000 / 300)
     work = 2 * active_parameters(worlds.brief(MIXTRAL)) * tokens

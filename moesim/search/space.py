@@ -157,7 +157,8 @@ def _pools(scenario: Scenario, space: Space, node: Node, parallel: Parallel, ref
     policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
     batches = itertools.product(axis(space, "max_batch"), axis(space, "microbatch"))
-    for *chosen, (batch, microbatch), framework in itertools.product(*policies, batches, frameworks):
+    rest = itertools.product(batches, frameworks, _precisions(space))
+    for *chosen, ((batch, microbatch), framework, precision) in itertools.product(*policies, rest):
         named = dict(zip(POLICY_AXES, chosen, strict=True))
         reason = _senseless(named, parallel, node, bool(scenario.model.moe_layers))
         if reason:
@@ -170,7 +171,7 @@ def _pools(scenario: Scenario, space: Space, node: Node, parallel: Parallel, ref
             parallel=parallel,
             framework=framework,
             microbatch=microbatch,
-            precision=_precision(space),
+            precision=precision,
             policies=MappingProxyType(named | {"batching": Policy(name="chunked", settings={"max_batch": batch})}),
         )
 
@@ -190,11 +191,10 @@ def _senseless(named: Mapping[str, Policy], parallel: Parallel, node: Node, mixt
     return ""
 
 
-def _precision(space: Space) -> Mapping[str, str]:
-    """Collect single-valued precision axes."""
-    return {
-        name.removeprefix(PRECISION): str(axis(space, name)[0]) for name in space.axes if name.startswith(PRECISION)
-    }
+def _precisions(space: Space) -> list[Mapping[str, str]]:
+    """Combine the storage formats to try; the model's own where none are listed."""
+    named = {name.removeprefix(PRECISION): values for name, values in space.axes.items() if name.startswith(PRECISION)}
+    return [dict(zip(named, map(str, values), strict=True)) for values in itertools.product(*named.values())]
 
 
 def deployments(pools: Sequence[Pool], offers: Mapping[str, Offer]) -> Iterator[tuple[int, int]]:
