@@ -97,9 +97,10 @@ def test_priors_alone_come_near_published_step_times(record_property: pytest.Rec
         "figures",
         f"{len(ratio)} rows: predicted over measured TPOT, median {np.median(ratio):.2f}, quartiles "
         f"{np.quantile(ratio, 0.25):.2f} and {np.quantile(ratio, 0.75):.2f}; median error {np.median(error):.0%}, "
-        f"{(error < 0.25).mean():.0%} within 25%, worst {ratio.min():.2f} and {ratio.max():.2f}; {unfit} said not to fit",
+        f"{(error < 0.25).mean():.0%} within 25%, worst {ratio.min():.2f} and {ratio.max():.2f}; "
+        f"{unfit} said not to fit",
     )
     assert len(ratio) >= 60
-    assert unfit <= 1
+    assert unfit <= 0.05 * len(rows)  # full batches whose caches do not all fit: frameworks queue them
     assert 0.75 < np.median(ratio) < 1.1
     assert np.median(error) < 0.2
