@@ -101,7 +101,11 @@ def test_a_training_microbatch() -> None:
     assert set(dispatches) == {2}  # forth, and the gradients' way back
 
 
-OVERLAPS = {"none": {}, "two_batch": {"overlap": "two_batch"}, "pipeline": {"overlap": "pipeline"}}
+OVERLAPS = {
+    "none": Policy(name="none"),
+    "two batches": Policy(name="two_batch"),
+    "chunks": Policy(name="pipeline", settings={"degree": "adaptive"}),
+}
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
@@ -109,7 +113,7 @@ def test_exposed_parts_add_up_to_the_step(overlap: str) -> None:
     """To 1e-9 without overlap; with it, to the thousandth by which shortened passes may differ from whole ones."""
     result = run(
         worlds.scenario(GPT_OSS, short=True, cv=0.35, workload=SERVING),
-        worlds.pool(EP8, batching=BATCH, **OVERLAPS[overlap]),
+        worlds.pool(EP8, batching=BATCH, overlap=OVERLAPS[overlap]),
     )
     table = result.tables["breakdown"]
     assert np.all(table["exposed"] >= 0)

@@ -301,6 +301,15 @@ def test_a_tensor_parallel_group_of_a_mixed_model_shares_dense_layers() -> None:
     assert (alone, divided) == ({2 * 18432, 7168}, {2 * 18432 / 4, 7168})
 
 
+@pytest.mark.parametrize(("alltoall", "slices"), [("linear", 1), ("reduce", 8)])
+def test_a_shared_expert_is_sliced_only_where_tokens_stay_replicated(alltoall: str, slices: int) -> None:
+    """With an exchange each rank runs all of it on its own tokens; without, its slice of it on the group's."""
+    schedule = stages(DEEPSEEK, Parallel(tp=8, ep=8), alltoall, BATCHES["decode"])[0]
+    products = [task.op for task in layer_tasks(schedule, 1) if task.name == "shared" and isinstance(task.op, Gemm)]
+    assert [op.n.item() for op in products] == [2 * 2048 / slices, 7168]
+    assert {op.m.max() for op in products} == {TOKENS * slices}
+
+
 def cores(tasks: Sequence[Task]) -> dict[str, Attend]:
     return {task.op.phase: task.op for task in tasks if isinstance(task.op, Attend)}
 
