@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from moesim.deployments.metrics import base_metric
+from moesim.deployments.metrics import METRICS, base_metric
 from moesim.deployments.pools import Estimates
 from moesim.deployments.result import Verdict
 from moesim.ground.units import FlopPerSecond, show
@@ -38,6 +38,12 @@ class Deployments:
     pool: Int[np.ndarray, "plan"]
     replicas: Int[np.ndarray, "plan"]
     spare_nodes: Int[np.ndarray, "plan"]
+
+
+def estimated_metrics(workload: Serving | Training) -> tuple[str, ...]:
+    """List the metrics an estimate gives: latencies have no meaning in training."""
+    latencies = ("ttft", "tpot") if isinstance(workload, Training) else ()
+    return tuple(name for name in METRICS if name not in latencies)
 
 
 def offered_rate(workload: Serving | Training) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def _call(event: Event, function: Callable[[Event], None]) -> None:
     event.callbacks.append(function)
 
 
-class _Run(Generic[Wants]):
+class _Run(ABC, Generic[Wants]):
     """One run: what has started and ended, and who waits for whom. Abstract: subclasses say how tasks take time.
 
     Attributes
@@ -218,9 +219,9 @@ class _Run(Generic[Wants]):
     def _open(self, number: int, label: int, ranks: Sequence[int]) -> None:
         """Do what is to be done when the last rank of a label has arrived."""
 
+    @abstractmethod
     def _launch(self, number: int, rank: int) -> Event:
         """An event that comes when a task that starts now on a rank ends there."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,14 +15,14 @@ from moesim.deployments.estimation import estimate
 from moesim.deployments.metrics import METRICS
 from moesim.deployments.pools import Estimates, estimate_pools
 from moesim.deployments.result import Result
-from moesim.deployments.summary import Deployments, Summary, misses, summarize
+from moesim.deployments.summary import Deployments, Summary, estimated_metrics, misses, summarize
 from moesim.deployments.tables import with_units
 from moesim.ground.errors import Fault, PlanError, nearest
 from moesim.passes.footprint import Memory, describe
 from moesim.plans.plan import Plan, Policy, Pool, Space
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
-from moesim.search.space import deployments, enumerate_pools, with_replicas
+from moesim.search.space import Enumerated, deployments, enumerate_pools, with_replicas
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Target, Training
 
@@ -93,29 +93,18 @@ def optimize(
     PlanError
         The goal is no metric, or the space holds no valid plan.
     """
-    if goal not in METRICS:
-        raise PlanError("goal", [Fault(path="goal", problem=f"`{goal}` is no metric", remedy=nearest(goal, METRICS))])
+    _check_goal(scenario, goal)
     found = enumerate_pools(scenario, space or Space(axes={}))
     if not found.pools:
         problem = f"no layout is valid; {sum(found.invalid.values())} combinations were senseless"
         raise PlanError("space", [Fault(path="space", problem=problem, remedy="; ".join(found.invalid) or "widen it")])
     estimates = estimate_pools(scenario, found.pools, seed=seed, progress=progress)
     deployed = _deployed(scenario, found.pools, np.isfinite(estimates.step))
-    counts = Counts(
-        layouts=len(found.pools),
-        plans=sum(1 for _ in _all_deployments(scenario, found.pools)),
-        invalid=found.invalid,
-        unfit=int((~estimates.memory.fits).sum()),
-        refused=sum(map(bool, estimates.refused)),
-        estimated=int(np.isfinite(estimates.step).sum()),
-    )
+    counts = _counts(scenario, found, estimates)
     unfit = unfit_table(scenario, found.pools, estimates.memory)
     if not len(deployed.pool):
         return Ranking(table=pd.DataFrame(), plans=(), best=None, unfit=unfit, counts=counts, meets=0)
     summary = summarize(scenario, deployed, estimates)
-    if goal not in summary.metrics:
-        fault = Fault(path="goal", problem=f"`{goal}` isn't estimated here", remedy=nearest(goal, summary.metrics))
-        raise PlanError("goal", [fault])
     miss = worst_miss(summary, _targets(scenario))
     order = ranked(summary, miss, goal)
     top = _best_of_each_layout(deployed, order)[:SHOWN]
@@ -127,6 +116,26 @@ def optimize(
         unfit=unfit,
         counts=counts,
         meets=int((miss <= 0).sum()),
+    )
+
+
+def _check_goal(scenario: Scenario, goal: str) -> None:
+    """Refuse a goal that no estimate gives."""
+    known = estimated_metrics(scenario.workload)
+    if goal not in known:
+        problem = f"`{goal}` isn't estimated here" if goal in METRICS else f"`{goal}` is no metric"
+        raise PlanError("goal", [Fault(path="goal", problem=problem, remedy=nearest(goal, known))])
+
+
+def _counts(scenario: Scenario, found: Enumerated, estimates: Estimates) -> Counts:
+    """Count what became of every layout and plan."""
+    return Counts(
+        layouts=len(found.pools),
+        plans=len(_all_deployments(scenario, found.pools)),
+        invalid=found.invalid,
+        unfit=int((~estimates.memory.fits).sum()),
+        refused=sum(map(bool, estimates.refused)),
+        estimated=int(np.isfinite(estimates.step).sum()),
     )
 
 
