@@ -23,10 +23,9 @@ def _ground(scenario: Scenario, node_name: str, framework: str) -> SourceKind:
     node = f"hardware.offers.{node_name}."
     memory = tuple(f"{node}node.tiers.{tier}." for tier in MEMORY_TIERS)
     used = (node, "hardware.fabric.", f"frameworks.{framework}.", "routing.")
-    return weakest(
-        tuple(
-            source.kind
-            for path, source in scenario.sources.items()
-            if path.startswith(used) and not path.startswith(memory)
-        )
+    kinds = tuple(
+        source.kind
+        for path, source in scenario.sources.items()
+        if path.startswith(used) and not path.startswith(memory)
     )
+    return weakest(kinds or ("assumed",))  # numbers given in Python without a source are somebody's assumption
