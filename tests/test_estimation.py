@@ -11,6 +11,7 @@ import pytest
 import worlds
 
 from moesim.deployments.estimation import estimate
+from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.metrics import METRICS
 from moesim.deployments.operation import batch_share, operation
 from moesim.deployments.pools import estimate_pools
@@ -345,3 +346,9 @@ def test_the_slowest_stage_is_broken_down() -> None:
     assert "head" in parts
     assert "send" not in parts
     assert result.tables["breakdown"]["exposed"].sum() * 2 == pytest.approx(result.summary["step"], rel=1e-9)
+
+
+def test_numbers_without_a_source_are_assumed() -> None:
+    world = worlds.scenario("mistralai/Mixtral-8x7B-v0.1")
+    assert not world.sources
+    assert scenario_grounds(world, [worlds.pool(Parallel(dp=8, ep=8))]) == ["assumed"]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.files.yaml import dump_plan, load_hardware, load_model, load_plan, load_scenario, load_study
+from moesim.ground.errors import PlanError
 from moesim.ground.units import Source
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy
 from moesim.world.generators import Balanced, Skewed
@@ -268,3 +269,29 @@ def test_any_plan_reads_back_equal(scenario, tmp_path):
         assert load_plan(file, scenario) == plan
 
     reads_back()
+
+
+def planned(tmp_path, **changes):
+    """Write a one-pool plan with some words changed."""
+    text = (EXAMPLES / "deepseek_v3_plan.yaml").read_text()
+    for before, after in changes.values():
+        assert before in text
+        text = text.replace(before, after)
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_drafts_need_a_model_with_drafting_modules(tmp_path, scenario):
+    drafting = planned(tmp_path, batch=("max_batch: 32", "max_batch: 32, speculated: 1, acceptance: 0.8"))
+    assert load_plan(drafting, scenario).pools[0].policy("batching").settings["speculated"] == 1
+    plain = replace(scenario, model=replace(scenario.model, mtp=0))
+    with pytest.raises(PlanError, match=r"pools\.0\.policies\.batching: speculates 1 tokens.*set speculated to 0"):
+        load_plan(drafting, plain)
+
+
+def test_tokens_kept_in_place_need_one_group(tmp_path, scenario):
+    degrees = ("dp: 16, tp: 1, cp: 1", "dp: 1, tp: 1, cp: 16")
+    split = planned(tmp_path, degrees=degrees, alltoall=("alltoall: deduplicated", "alltoall: reduce"))
+    with pytest.raises(PlanError, match=r"needs dp = cp = 1, not 1 and 16"):
+        load_plan(split, scenario)

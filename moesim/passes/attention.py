@@ -29,6 +29,9 @@ from moesim.world.workload import Batch
 ACTIVATION = 2.0
 """Bytes per element of activations between ops: bf16."""
 
+NORM_PASSES = 4
+"""Times a residual addition with its norm crosses memory: reads result and residual, writes residual and norm."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
@@ -93,7 +96,7 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
     """
     kind = layer.attention
     assert kind is not None
-    chain.add("norm", Elementwise(traffic=done.tokens * layer.dim * 4 * ACTIVATION))
+    chain.add("norm", Elementwise(traffic=done.tokens * layer.dim * NORM_PASSES * ACTIVATION))
     weights, cache = cols.formats["attention"], cols.formats["kv"]
     for inner, outer in _projections(kind, layer.dim, cols):
         chain.add("attention", Gemm(m=done.tokens, n=outer, k=inner, dtype=weights))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moesim.ground.streams import stream
-from moesim.passes.attention import ACTIVATION, Work, add_attention, join_group, work
+from moesim.passes.attention import ACTIVATION, NORM_PASSES, Work, add_attention, join_group, work
 from moesim.passes.backward import with_backward
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes, column, columns, group_tiers, stage_layers
@@ -343,7 +343,7 @@ def _draft_entry(setting: _Setting, module: int) -> Schedule:
     dim, cols = setting.model.dim, setting.cols
     chain = _chain(setting, len(setting.model.layers) + module)
     tokens = _tokens(setting).tokens
-    chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
+    chain.add("norm", Elementwise(traffic=tokens * dim * NORM_PASSES * ACTIVATION))
     chain.add("mtp", Gemm(m=tokens, n=column([dim]), k=column([2.0 * dim]), dtype=cols.formats["dense"]))
     return chain.schedule()
 

@@ -6,13 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moesim.passes.attention import ACTIVATION, join_group
+from moesim.passes.attention import ACTIVATION, NORM_PASSES, join_group
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes, column
 from moesim.passes.exchanges import Mixture
 from moesim.policies.protocols import Phase
 from moesim.schedules.ops import Elementwise, Gemm, Grouped
 from moesim.world.model import Dense, Moe, matrices
+
+MASK = 4.0
+"""Bytes per element of a dense dispatch mask: fp32, as fairseq builds it."""
+
+GATE_SCORE = 4.0
+"""Bytes read per expert by top-k: an fp32 score."""
 
 GATE_TRAFFIC = 12.0
 """Bytes written per chosen expert by top-k: an int64 index and an fp32 weight."""
@@ -26,9 +32,9 @@ def add_mixture(
     `tokens` are each rank's own tokens, or those of its whole tensor-parallel group where they are `replicated`; then
     nothing is dispatched, and the caller adds the partial results up.
     """
-    chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
+    chain.add("norm", Elementwise(traffic=tokens * dim * NORM_PASSES * ACTIVATION))
     chain.add("gate", Gemm(m=tokens, n=column([moe.experts]), k=column([dim]), dtype="bf16"))
-    chain.add("gate", Elementwise(traffic=tokens * (moe.experts * 4.0 + moe.topk * GATE_TRAFFIC)))
+    chain.add("gate", Elementwise(traffic=tokens * (moe.experts * GATE_SCORE + moe.topk * GATE_TRAFFIC)))
     if moe.shared_width:
         width = moe.shared_width / (cols.tp if replicated else np.ones_like(cols.tp))
         _add_network(chain, "shared", dim, width, cols, tokens, gated=moe.gated)
@@ -47,7 +53,7 @@ def add_mixture(
 
 def add_dense(chain: Chain, dense: Dense, dim: int, cols: Columns, tokens: Sizes, tiers: Mapping[str, str]) -> None:
     """Append a dense feed-forward part, its width divided over the tensor-parallel group that shares `tokens`."""
-    chain.add("norm", Elementwise(traffic=tokens * dim * 4 * ACTIVATION))
+    chain.add("norm", Elementwise(traffic=tokens * dim * NORM_PASSES * ACTIVATION))
     _add_network(chain, "mlp", dim, dense.width / cols.tp, cols, tokens, gated=dense.gated)
     join_group(chain, tokens * dim * ACTIVATION, "all_reduce", cols, tiers)
 
@@ -71,7 +77,7 @@ def _add_pack(chain: Chain, moe: Moe, sized: Mixture, tokens: Sizes) -> None:
     if not np.any(sized.mask > 0):
         chain.add("pack", Elementwise(traffic=(tokens + sized.packed) * moe.input_dim * ACTIVATION))
         return
-    chain.add("pack", Elementwise(traffic=sized.mask * 4.0))
+    chain.add("pack", Elementwise(traffic=sized.mask * MASK))
     chain.add("pack", Gemm(m=sized.packed, n=column([moe.input_dim]), k=tokens, dtype="bf16"))
 
 
