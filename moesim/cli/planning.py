@@ -1,24 +1,12 @@
-"""The command line: load, call one library function, show."""
+"""The planning commands: load, call one library function, show."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from cyclopts import App
-
-app = App(
-    name="moesim",
-    help="Plan and simulate mixture-of-experts deployments.",
-    help_format="plaintext",
-    help_formatter="plain",
-)
-
-MET, MISSED, BAD_INPUT = 0, 1, 2
-"""Exit codes: every target is met; none can be met; the input is wrong."""
+from moesim.cli.codes import MET, MISSED
 
 
-@app.command
 def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
     """Rank every plan of a scenario's space and show the best.
 
@@ -46,7 +34,6 @@ def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
     return MET if ranking.meets else MISSED
 
 
-@app.command
 def estimate(scenario: Path, plan: Path, /, *, seed: int = 0, json: bool = False) -> int:
     """Estimate one plan: its step by named parts, its memory, a verdict.
 
@@ -72,18 +59,3 @@ def estimate(scenario: Path, plan: Path, /, *, seed: int = 0, json: bool = False
     else:
         show_result(result)
     return MET if result.verdict.good else MISSED
-
-
-def main() -> None:
-    """Run a command; an input's fault is printed without a traceback and exits with 2."""
-    from moesim.ground.errors import MoesimError
-
-    try:
-        sys.exit(app())
-    except MoesimError as fault:
-        print(f"moesim: {fault}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-
-
-if __name__ == "__main__":
-    main()

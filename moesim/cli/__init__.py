@@ -1,0 +1,29 @@
+"""The command line. Commands are named here by where they live, and loaded when first asked for."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from moesim.cli.codes import BAD_INPUT
+
+app = App(
+    name="moesim",
+    help="Plan and simulate mixture-of-experts deployments.",
+    help_format="plaintext",
+    help_formatter="plain",
+)
+app.command("moesim.cli.planning:optimize", help="Rank every plan of a scenario's space and show the best.")
+app.command("moesim.cli.planning:estimate", help="Estimate one plan: its step by named parts, its memory, a verdict.")
+
+
+def main() -> None:
+    """Run a command; an input's fault is printed without a traceback and exits with 2."""
+    from moesim.ground.errors import MoesimError
+
+    try:
+        sys.exit(app())
+    except MoesimError as fault:
+        print(f"moesim: {fault}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
