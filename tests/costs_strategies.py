@@ -11,8 +11,8 @@ from moesim.schedules.costs.fits import Machine, machine_of
 from moesim.schedules.costs.forms import form_of
 from moesim.schedules.costs.priors import PARAMETERS
 from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Fixed, Gemm, Grouped, Host, Op, Reduce, Send
+from moesim.world.attention import Cross, Gqa, Linear, Mla, Window
 from moesim.world.hardware import Fit, Node, Tier
-from moesim.world.model import Cross, Gqa, Linear, Mla, Window
 
 ASSUMED = Source(kind="assumed", title="tests")
 RAIL = Tier(name="rail", ranks=256, bandwidth=50e9, latency=5e-6)

@@ -31,8 +31,8 @@ from moesim.schedules.costs.forms import floor
 from moesim.schedules.costs.kernels import norm, warm_traffic
 from moesim.schedules.costs.priors import PARAMETERS
 from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Gemm, Grouped, Reduce, Send
+from moesim.world.attention import Gqa, Mla, Unmodelled, Window
 from moesim.world.hardware import network
-from moesim.world.model import Gqa, Mla, Unmodelled, Window
 
 # beartype looks at a random item of a tuple, which Hypothesis takes for a strategy that cannot be repeated.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

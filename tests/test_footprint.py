@@ -11,7 +11,7 @@ import worlds
 from moesim.ground.errors import ModelError
 from moesim.passes.footprint import Memory, describe, footprint
 from moesim.plans.plan import Parallel, Policy, Pool
-from moesim.world.model import Unmodelled
+from moesim.world.attention import Unmodelled
 from moesim.world.scenario import Scenario
 
 DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS

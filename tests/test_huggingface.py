@@ -13,7 +13,8 @@ from moesim.files.huggingface import read_config
 from moesim.files.models import model_names
 from moesim.files.yaml import load_model
 from moesim.ground.errors import ModelError
-from moesim.world.model import Window, active_parameters, parameters
+from moesim.world.attention import Window
+from moesim.world.model import active_parameters, parameters
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "model_configs"
 FILES = sorted(SHARED.glob("*.json"))

@@ -19,7 +19,8 @@ from moesim.passes.presence import home_tokens
 from moesim.plans.plan import Parallel, Policy, Pool
 from moesim.schedules.ops import AllToAll, Attend, Gemm, Grouped, Reduce
 from moesim.schedules.schedule import Schedule, Task
-from moesim.world.model import Cross, Linear, Moe, Window
+from moesim.world.attention import Cross, Linear, Window
+from moesim.world.model import Moe
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, decoding, mixed, prompts
 

@@ -6,22 +6,9 @@ import pytest
 
 from moesim.files.models import model_names
 from moesim.files.yaml import load_model
-from moesim.world.model import (
-    Cross,
-    Gqa,
-    Linear,
-    Mla,
-    Unmodelled,
-    Window,
-    active_parameters,
-    bytes_of,
-    embedding_parameters,
-    expert_parameters,
-    kv_bytes,
-    kv_tokens,
-    parameters,
-    state_bytes,
-)
+from moesim.world.attention import Cross, Gqa, Linear, Mla, Unmodelled, Window, kv_bytes, kv_tokens, state_bytes
+from moesim.world.formats import bytes_of
+from moesim.world.model import active_parameters, embedding_parameters, expert_parameters, parameters
 
 
 @dataclass(frozen=True, kw_only=True)

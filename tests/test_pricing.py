@@ -25,8 +25,8 @@ from moesim.schedules.ops import (
     fixed,
 )
 from moesim.schedules.schedule import Schedule, Task
+from moesim.world.attention import Mla
 from moesim.world.hardware import Tier
-from moesim.world.model import Mla
 
 # beartype looks at a random item of a tuple, which Hypothesis takes for a strategy that cannot be repeated.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

@@ -15,7 +15,8 @@ from moesim.ground.errors import PlanError
 from moesim.plans.plan import Parallel, Plan, Policy, Pool, Space, misfits
 from moesim.search.optimization import Ranking, optimize
 from moesim.search.space import deployments, enumerate_pools
-from moesim.world.model import Dense, Linear, Moe
+from moesim.world.attention import Linear
+from moesim.world.model import Dense, Moe
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Target
 

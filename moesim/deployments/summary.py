@@ -15,7 +15,8 @@ from moesim.ground.units import FlopPerSecond, show
 from moesim.passes.columns import formats
 from moesim.passes.presence import presence
 from moesim.plans.plan import Pool
-from moesim.world.model import COMPUTE_OF, Model, active_parameters, layer_parameters
+from moesim.world.formats import COMPUTE_OF
+from moesim.world.model import Model, active_parameters, layer_parameters
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Target, Training
 

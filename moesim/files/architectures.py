@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from moesim.world.model import Attention, Cross, Dense, Gqa, Layer, Linear, Mla, Moe, Window
+from moesim.world.attention import Attention, Cross, Gqa, Linear, Mla, Window
+from moesim.world.model import Dense, Layer, Moe
 
 Parts = tuple[tuple[Layer, ...], int]
 """The layers, and how many multi-token-prediction modules follow them."""

@@ -13,20 +13,9 @@ from moesim.files.checked import Readers, check, gather, refuse, shown
 from moesim.files.huggingface import read_config
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ModelError, nearest
-from moesim.world.model import (
-    BITS,
-    Attention,
-    Cross,
-    Dense,
-    Gqa,
-    Layer,
-    Linear,
-    Mla,
-    Model,
-    Moe,
-    Unmodelled,
-    Window,
-)
+from moesim.world.attention import Attention, Cross, Gqa, Linear, Mla, Unmodelled, Window
+from moesim.world.formats import BITS
+from moesim.world.model import Dense, Layer, Model, Moe
 
 ZOO = "moesim/data/models"
 

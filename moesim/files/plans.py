@@ -16,7 +16,9 @@ from moesim.passes.columns import TENSORS
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Plan, Policy, Pool, divisors, misfits
 from moesim.policies.finding import kinds, make
 from moesim.policies.protocols import Batching
-from moesim.world.model import BITS, Dense, Linear, Model
+from moesim.world.attention import Linear
+from moesim.world.formats import BITS
+from moesim.world.model import Dense, Model
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 

@@ -14,8 +14,8 @@ from moesim.files.sources import split
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ProfileError, nearest
 from moesim.ground.units import Source
+from moesim.world.formats import BITS
 from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Hardware, Node, Offer, Tier
-from moesim.world.model import BITS
 
 PROFILES = "moesim.hardware_profiles"
 FOLDERS: Mapping[str, str] = {"device": "", "node": "nodes", "fabric": "fabrics"}

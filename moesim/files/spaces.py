@@ -12,7 +12,7 @@ from moesim.ground.errors import nearest
 from moesim.passes.columns import TENSORS
 from moesim.plans.plan import Parallel, Space
 from moesim.policies.finding import kinds
-from moesim.world.model import BITS
+from moesim.world.formats import BITS
 
 DEGREES = tuple(field.name for field in fields(Parallel))
 ROLES = ("all", "prefill", "decode")

@@ -12,22 +12,27 @@ from moesim.passes.chain import Chain
 from moesim.passes.columns import Column, Columns, Sizes, column
 from moesim.passes.presence import presence
 from moesim.schedules.ops import Attend, Elementwise, Gemm, Reduce
-from moesim.world.model import (
+from moesim.world.attention import (
     Attention,
     Cross,
     Gqa,
-    Layer,
+    Indexer,
     Linear,
     Mla,
-    Model,
     Unmodelled,
     Window,
     kv_bytes,
+    kv_heads_held,
+    kv_share,
 )
+from moesim.world.model import Layer, Model
 from moesim.world.workload import Batch
 
 ACTIVATION = 2.0
 """Bytes per element of activations between ops: bf16."""
+
+SCORE = 4.0
+"""Bytes of an indexer's score of one token for another: fp32."""
 
 NORM_PASSES = 4
 """Times a residual addition with its norm crosses memory: reads result and residual, writes residual and norm."""
@@ -81,11 +86,6 @@ def work(layer: Layer, model: Model, batch: Batch, cols: Columns, speculated: fl
     )
 
 
-def local_kv_heads(kv_heads: int, cols: Columns) -> Column:
-    """KV heads on each rank: divided by tensor parallelism until one is left, then copied."""
-    return np.maximum(kv_heads / cols.tp, 1.0)
-
-
 def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: Mapping[str, str]) -> None:
     """Append the attention part of a layer, without the collective that joins its tensor-parallel group.
 
@@ -104,7 +104,10 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
         _gather_cache(chain, kind, cols, done, tiers, cache)
     seen = replace(done, context=done.context / 2.0) if isinstance(kind, Cross) else done
     for phase in done.phases:
-        chain.add("attention", _core(kind, cols, seen, phase, cache))
+        if isinstance(kind, Mla) and kind.indexer is not None:
+            _add_sparse(chain, kind, kind.indexer, cols, seen, phase, cache)
+        else:
+            chain.add("attention", _core(kind, cols, seen, phase, cache))
     if np.any(cols.cp > 1) and "decode" in done.phases:
         partial = done.decoded * (kind.heads / cols.tp) * _value_dim(kind) * ACTIVATION
         chain.add("attention", _meet(partial, "all_reduce", cols.cp, tiers["cp"]), stream="comm", group="cp")
@@ -120,18 +123,37 @@ def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes,
     heads = kind.heads / cols.tp
     match kind:
         case Mla():
-            latent = column([kind.q_lora + kind.kv_lora + kind.rope])
-            query = (column([kind.q_lora or dim]), heads * (kind.nope + kind.rope))
-            return (width, latent), query, (column([kind.kv_lora]), heads * (kind.nope + kind.value_dim))
+            return _latent_projections(kind, width, heads)
         case Linear():
-            keys = 2 * kind.key_heads * kind.key_dim / cols.tp
-            return ((width, keys + heads * (2 * kind.value_dim + 2)),)
+            mixed = (kind.mixed + kind.controls) / cols.tp + heads * kind.value_dim
+            decay = column([kind.decay_rank])
+            low_rank = ((width, decay), (decay, kind.key_heads * kind.key_dim / cols.tp)) if kind.decay_rank else ()
+            return (width, mixed), *low_rank
         case Unmodelled():
             raise unmodelled(kind)
         case Gqa() | Window() | Cross():
-            gate = 2 if not isinstance(kind, Cross) and kind.gated else 1
-            cached = local_kv_heads(kind.kv_heads, cols) * (kind.head_dim + kind.value_dim)
-            return ((width, heads * kind.head_dim * gate + cached),)
+            gate = 0 if isinstance(kind, Cross) or not kind.gated else kind.value_dim
+            values = 0 if isinstance(kind, Gqa) and kind.tied_values else kind.value_dim
+            cached = kv_heads_held(kind.kv_heads, cols.tp) * (kind.head_dim + values)
+            return ((width, heads * (kind.head_dim + gate) + cached),)
+
+
+def _latent_projections(kind: Mla, width: Column, heads: Column) -> tuple[tuple[Sizes, Sizes], ...]:
+    """List the products before latent attention; the down-projections and the indexer are the same on all ranks."""
+    down = kind.q_lora + kind.kv_lora + kind.rope
+    if kind.indexer is not None:
+        down += kind.indexer.dim + kind.indexer.heads
+    inner = column([kind.q_lora]) if kind.q_lora else width
+    products = [
+        (width, column([down])),
+        (inner, heads * (kind.nope + kind.rope)),
+        (column([kind.kv_lora]), heads * (kind.nope + kind.value_dim)),
+    ]
+    if kind.gated:
+        products.append((width, heads * kind.value_dim))
+    if kind.indexer is not None:
+        products.append((inner, column([kind.indexer.heads * kind.indexer.dim])))
+    return tuple(products)
 
 
 def unmodelled(kind: Unmodelled) -> ModelError:
@@ -146,11 +168,16 @@ def _value_dim(kind: Attention) -> int:
 
 
 def _core(kind: Attention, cols: Columns, done: Work, phase: str, cache: str) -> Attend:
-    """Size the core of one phase. A window caps keys; context parallelism shards the cache of decoding sequences."""
+    """Size the core of one phase. A window caps keys; context parallelism shards the cache of decoding sequences.
+
+    A prompt's tokens see half a chunk on average where windows are chunks. A decoding token is taken to see all of
+    it, which is the most it can.
+    """
     limit = float(kind.window) if isinstance(kind, Window) else np.inf
     if phase == "prefill":
         tokens, prompts = done.prefill, done.prompts
-        pairs = np.minimum(done.pairs, tokens * limit)
+        chunked = isinstance(kind, Window) and kind.chunked
+        pairs = np.minimum(done.pairs, tokens * (limit / 2.0 if chunked else limit))
         keys = np.minimum(done.keys, tokens + prompts * limit)
     else:
         tokens, prompts = done.decoded, done.sequences
@@ -168,19 +195,30 @@ def _core(kind: Attention, cols: Columns, done: Work, phase: str, cache: str) ->
     )
 
 
+def _add_sparse(chain: Chain, kind: Mla, indexer: Indexer, cols: Columns, done: Work, phase: str, cache: str) -> None:
+    """Append sparse attention: score every cached token, keep the best, attend to those.
+
+    Scoring is attention without values, by heads that every rank has; the scores (fp32) are written once and read once.
+    Each token then reads latents of its own, so that a prompt's tokens are so many decoding ones, with the latent
+    absorbed (DeepSeek-V3.2 report, sections 2.1 and 2.2).
+    """
+    whole = _core(kind, cols, done, phase, cache)
+    scorer = Gqa(heads=indexer.heads, kv_heads=1, head_dim=indexer.dim, value_dim=0)
+    chain.add("attention", replace(whole, kind=scorer, heads=column([float(indexer.heads)])))
+    chain.add("attention", Elementwise(traffic=whole.pairs * (2.0 * SCORE)))
+    here = (
+        indexer.topk / cols.cp if phase == "decode" else float(indexer.topk)
+    )  # a decoding sequence's cache is sharded
+    picked = np.minimum(whole.pairs, whole.tokens * here)
+    chain.add("attention", replace(whole, phase="decode", prompts=whole.tokens, pairs=picked, keys=picked))
+
+
 def _gather_cache(
     chain: Chain, kind: Attention, cols: Columns, done: Work, tiers: Mapping[str, str], cache: str
 ) -> None:
     """Gather the new tokens' keys and values over the context-parallel group before the core."""
-    size = done.prefill * cols.cp * kv_bytes(kind, cache) * kv_share(kind, cols)
+    size = done.prefill * cols.cp * kv_bytes(kind, cache) * kv_share(kind, cols.tp)
     chain.add("attention", _meet(size, "all_gather", cols.cp, tiers["cp"]), stream="comm", group="cp")
-
-
-def kv_share(kind: Attention | None, cols: Columns) -> Column:
-    """Share of a layer's cache that each tensor-parallel rank holds: latent attention cannot be divided by heads."""
-    if isinstance(kind, Gqa | Window | Cross):
-        return local_kv_heads(kind.kv_heads, cols) / kind.kv_heads
-    return np.ones_like(cols.tp)
 
 
 def _meet(size: Sizes, form: str, ranks: Column, tier: str) -> Reduce:
@@ -195,7 +233,7 @@ def _add_cross(chain: Chain, kind: Cross, layer: Layer, cols: Columns, done: Wor
     to each, so that what both read adds up.
     """
     width, heads = column([layer.dim]), kind.heads / cols.tp
-    cached = local_kv_heads(kind.kv_heads, cols) * (kind.head_dim + kind.value_dim)
+    cached = kv_heads_held(kind.kv_heads, cols.tp) * (kind.head_dim + kind.value_dim)
     chain.add("attention", Gemm(m=done.tokens, n=heads * kind.head_dim, k=width, dtype=weights))
     chain.add("attention", Gemm(m=done.encoded, n=cached, k=width, dtype=weights))
     seen = replace(done, pairs=2.0 * done.pairs, context=done.context / 2.0)

@@ -16,7 +16,8 @@ from moesim.plans.plan import Policy, Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Gated, Gating, Phase
 from moesim.schedules.ops import AllToAll, Elementwise, Exchange
-from moesim.world.model import Moe, bytes_of
+from moesim.world.formats import bytes_of
+from moesim.world.model import Moe
 
 SIZE_MESSAGE = 8.0
 """Bytes per slot in the exchange of row counts: one int64."""

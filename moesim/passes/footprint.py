@@ -10,28 +10,23 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moesim.ground.units import show
-from moesim.passes.attention import ACTIVATION, kv_share, unmodelled
+from moesim.passes.attention import ACTIVATION, unmodelled
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Batching, Buffering, Placement
-from moesim.world.framework import Framework
-from moesim.world.model import (
-    Dense,
-    Layer,
-    Mla,
-    Model,
-    Moe,
+from moesim.world.attention import (
     Unmodelled,
     attention_parameters,
-    bytes_of,
-    embedding_parameters,
-    expert_parameters,
+    copied_parameters,
     kv_bytes,
+    kv_share,
     kv_tokens,
-    matrices,
     state_bytes,
 )
+from moesim.world.formats import bytes_of
+from moesim.world.framework import Framework
+from moesim.world.model import Dense, Layer, Model, Moe, embedding_parameters, expert_parameters, matrices
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
@@ -221,12 +216,12 @@ def _parameters(model: Model, layers: list[Layer], cols: Columns) -> tuple[Colum
 
 
 def _attention_parameters(layer: Layer, cols: Columns) -> Column:
-    """Weights of an attention part per rank. Latent down-projections are copied on all tensor-parallel ranks."""
+    """Weights of an attention part per rank; some parts of latent attention are copied on all tensor-parallel ranks."""
     kind = layer.attention
     if kind is None:
         return np.zeros_like(cols.tp)
     whole = float(attention_parameters(kind, layer.dim))
-    copied = float(layer.dim * (kind.q_lora + kind.kv_lora + kind.rope)) if isinstance(kind, Mla) else 0.0
+    copied = float(copied_parameters(kind, layer.dim))
     return copied + (whole - copied) / cols.tp
 
 
@@ -254,7 +249,7 @@ def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Colum
             raise unmodelled(kind)
         kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cols.cp * layer.tokens
         total = total + times * sequences * (
-            kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols) + state_bytes(kind) / cols.tp
+            kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols.tp) + state_bytes(kind) / cols.tp
         )
     return total
 

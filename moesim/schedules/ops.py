@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from moesim.ground.units import Bytes, Seconds
-from moesim.world.model import Attention
+from moesim.world.attention import Attention
 
 Lead = Shaped[np.ndarray, "..."]
 """A size that is alike on all ranks but may differ between plans; its last axis has size 1."""

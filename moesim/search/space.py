@@ -13,8 +13,9 @@ from moesim.ground.errors import Fault, PlanError, nearest
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space, divisors
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy
+from moesim.world.attention import Linear
 from moesim.world.hardware import Node, Offer
-from moesim.world.model import Dense, Linear, Model
+from moesim.world.model import Dense, Model
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Training
 

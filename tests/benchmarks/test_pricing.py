@@ -9,7 +9,7 @@ from costs_strategies import FABRIC, H200
 from moesim.schedules.costs.pricing import price
 from moesim.schedules.ops import AllToAll, Attend, Elementwise, Gemm, Grouped, Op, Reduce
 from moesim.schedules.schedule import Schedule, Task
-from moesim.world.model import Mla
+from moesim.world.attention import Mla
 
 LAYERS = 61
 MLA = Mla(heads=128, q_lora=1536, kv_lora=512, rope=64, nope=128, value_dim=128)

@@ -13,7 +13,8 @@ import numpy as np
 from moesim.ground.errors import MoesimError
 from moesim.schedules.costs.kernels import Params, Size, Time, norm
 from moesim.schedules.ops import Attend
-from moesim.world.model import Attention, Linear, Mla, Unmodelled, bytes_of
+from moesim.world.attention import Attention, Linear, Mla, Unmodelled
+from moesim.world.formats import bytes_of
 
 QUERY_TILE = 128
 """Queries of one tile in prefill kernels (FlashAttention-2 and -3 on 128-wide heads)."""
@@ -29,6 +30,8 @@ BACKWARD_TRAFFIC = 2.0
 """Tensors of the backward pass (q, k, v, o, do in; dq, dk, dv out) over those of the forward pass (q, k, v; o)."""
 DELTA_RULE = 6.0
 """Work per state element and token: decay and erase by k k^T S, write k v^T, read S q (arXiv 2412.06464, eq. 10)."""
+PLAIN_RULE = 4.0
+"""The same where nothing is erased: write k v^T, read S q (Mamba-2, arXiv 2405.21060, eq. 6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +99,8 @@ def needs_of(op: Attend) -> Needs:
 
     Softmax kinds do 2 x heads x pairs x (key_dim + value_dim) FLOP. Multi-head latent attention decodes on the latent
     itself (absorbed: key_dim = kv_lora + rope, value_dim = kv_lora, one key head) and prefills on expanded heads.
-    Linear attention does 6 x heads x tokens x key_dim x value_dim FLOP and reads and writes a state per sequence.
+    Linear attention does 6 x heads x tokens x key_dim x value_dim FLOP (4 where it does not erase) and reads and
+    writes a state per sequence.
 
     DeepSeek-V2, arXiv 2405.04434, section 2.1 (latent attention); Gated DeltaNet, arXiv 2412.06464 (linear).
 
@@ -107,7 +111,7 @@ def needs_of(op: Attend) -> Needs:
 
     Examples
     --------
-    >>> from moesim.world.model import Gqa
+    >>> from moesim.world.attention import Gqa
     >>> one = np.array([1.0])
     >>> op = Attend(kind=Gqa(heads=4, kv_heads=1, head_dim=3, value_dim=2), heads=4 * one, phase="decode", tokens=one,
     ...             prompts=one, pairs=10 * one, keys=10 * one, dtype="bf16")
@@ -139,13 +143,14 @@ def _recurrent(op: Attend, kind: Linear) -> Needs:
     more = BACKWARD_WORK if op.phase == "backward" else 1.0
     moved = BACKWARD_TRAFFIC if op.phase == "backward" else 1.0
     state = kind.key_dim * kind.value_dim
-    per_token = op.heads * (DELTA_RULE * state * more)
+    rule = DELTA_RULE if kind.delta else PLAIN_RULE
+    per_token = op.heads * (rule * state * more)
     mixed = 2 * kind.key_heads * kind.key_dim / kind.heads + 2 * kind.value_dim
     return Needs(
         work=op.tokens * per_token,
         surplus=0.0 * op.tokens * per_token,
         traffic=moved * op.heads * (op.prompts * (2.0 * STATE * state) + op.tokens * (mixed * ACTIVATION)),
-        chain=op.tokens / np.maximum(op.prompts, 1.0) * (DELTA_RULE * state * more),
+        chain=op.tokens / np.maximum(op.prompts, 1.0) * (rule * state * more),
         padded=0.0 * op.tokens * per_token,
         blocks=op.prompts * op.heads,
         pieces=0.0 * op.prompts * op.heads,
@@ -228,7 +233,7 @@ def attention(op: Attend, *, params: Params, processors: int) -> Time:
 
     Examples
     --------
-    >>> from moesim.world.model import Unmodelled
+    >>> from moesim.world.attention import Unmodelled
     >>> one = np.array([1.0])
     >>> op = Attend(kind=Unmodelled(name="hyena", heads=1, parameters=1), heads=one, phase="decode", tokens=one,
     ...             prompts=one, pairs=one, keys=one, dtype="bf16")
@@ -247,7 +252,7 @@ def attention_loads(op: Attend, *, params: Params) -> tuple[Time, Time]:
 
     Examples
     --------
-    >>> from moesim.world.model import Gqa
+    >>> from moesim.world.attention import Gqa
     >>> one = np.array([1.0])
     >>> op = Attend(kind=Gqa(heads=4, kv_heads=1, head_dim=3, value_dim=2), heads=4 * one, phase="decode", tokens=one,
     ...             prompts=one, pairs=10 * one, keys=10 * one, dtype="bf16")

@@ -48,8 +48,8 @@ from moesim.schedules.ops import (
     Reduce,
     Send,
 )
+from moesim.world.formats import bytes_of
 from moesim.world.hardware import MEMORY_TIERS, Fit, Tier
-from moesim.world.model import bytes_of
 
 Demand = Mapping[str, Size]
 NOTHING: Demand = MappingProxyType({})

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from moesim.ground.errors import MoesimError
 from moesim.ground.units import Source
 from moesim.schedules.costs.collectives import PROTOCOLS
+from moesim.world.formats import COMPUTE_OF
 from moesim.world.hardware import Device, Fit, Tier
-from moesim.world.model import COMPUTE_OF
 
 # Share of the datasheet's peak that the best shapes reach. Section 1: bf16 264/312 on A100, 861/989 on H100, 860/989 on
 # H200, 1771/2250 on B200; fp8 1578/1979, 1646/1979, 3290/4500. fp32 and int8 as their neighbors; fp4 assumed.
