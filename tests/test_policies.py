@@ -19,15 +19,20 @@ SET = [
     ("alltoall", "deduplicated", {}),
     ("batching", "chunked", {"max_batch": 64, "speculated": 1, "acceptance": 0.8, "buckets": (1, 8, 64)}),
     ("batching", "continuous", {"speculated": 3, "acceptance": 0.6}),
+    ("buffering", "lifo", {"resident": 10, "tier": "disk"}),
+    ("gating", "static", {"factor": 0.0}),
+    ("gating", "static", {"factor": -1.25, "sparse": True}),
     ("gating", "static", {"fraction": 0.05}),
     ("gating", "static", {"fraction": 1.0}),
     ("gating", "static", {"factor": 2.0, "sparse": True}),
     ("overlap", "pipeline", {"degree": 1}),
     ("overlap", "pipeline", {"degree": (2, 4, 8)}),
     ("overlap", "pipeline", {"degree": "adaptive"}),
+    ("placement", "anti_correlation", {"redundant": 8}),
     ("placement", "contiguous", {"redundant": 20}),
     ("placement", "greedy", {"redundant": 8}),
     ("placement", "eplb", {"redundant": 8, "groups": 4}),
+    ("prefetch", "predicted", {"precision": 0.5, "recall": 0.8}),
 ]
 
 

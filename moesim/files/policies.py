@@ -16,7 +16,6 @@ from moesim.policies.finding import kinds, make
 PLANNED_KINDS = (
     "adaptation",
     "pipeline",
-    "prefetch",
     "recompute",
     "router",
     "scaling",

@@ -231,7 +231,7 @@ def _slots(moe: Moe, cols: Columns) -> Column:
     def resident(pool: Pool) -> float:
         placement: Placement = make("placement", pool.policy("placement"))
         buffering: Buffering = make("buffering", pool.policy("buffering"))
-        return buffering(placement.slots(moe.experts, pool.parallel.ep) // pool.parallel.ep)
+        return buffering.resident_of(placement.slots(moe.experts, pool.parallel.ep) // pool.parallel.ep)
 
     return column([resident(pool) for pool in cols.pools])
 

@@ -53,7 +53,7 @@ class Parallel:
         return self.ranks * self.pp
 
 
-KINDS = ("placement", "gating", "alltoall", "overlap", "buffering", "batching")
+KINDS = ("placement", "gating", "alltoall", "overlap", "buffering", "prefetch", "batching")
 """Kinds of policy a pool must name; `files` fills in the defaults below."""
 
 DEFAULT_POLICIES: Mapping[str, Policy] = MappingProxyType(
@@ -63,6 +63,7 @@ DEFAULT_POLICIES: Mapping[str, Policy] = MappingProxyType(
         "alltoall": Policy(name="linear"),
         "overlap": Policy(name="none"),
         "buffering": Policy(name="resident"),
+        "prefetch": Policy(name="none"),
         "batching": Policy(name="chunked"),
     }
 )

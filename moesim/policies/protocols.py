@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from moesim.plans.layout import Layout
 from moesim.schedules.ops import Exchange, Op
@@ -144,12 +144,69 @@ class Overlap(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CacheView:
+    """What is known of some caches when one expert each has to leave. Uses are numbered in the order they happen.
+
+    Attributes
+    ----------
+    now : number of the use that misses
+    needed : whether the current batch uses the expert, before this use or after it
+    used : number of the last use; -1: never
+    inserted : number of the use for which it was last copied in; -1: never
+    count : uses so far
+    share : mean share of the uses over a whole history: what a popularity measured offline would say
+    next_use : number of the next use; only a clairvoyant rival may read it
+    """
+
+    now: int
+    needed: Bool[np.ndarray, "cache expert"]
+    used: Int[np.ndarray, "cache expert"]
+    inserted: Int[np.ndarray, "cache expert"]
+    count: Int[np.ndarray, "cache expert"]
+    share: Float[np.ndarray, "cache expert"]
+    next_use: Int[np.ndarray, "cache expert"]
+
+
 @runtime_checkable
 class Buffering(Protocol):
-    """Decide how many expert slots per MoE layer and rank are resident on the gpu."""
+    """Keep some expert slots of each MoE layer and rank on the gpu, and fetch others when they are used."""
 
-    def __call__(self, slots: int) -> int:
-        """Return the resident slots among `slots` per rank."""
+    @property
+    def tier(self) -> str:
+        """Where experts that are not on the gpu live: ``host`` or ``disk``."""
+        ...
+
+    def resident_of(self, slots: int) -> int:
+        """Return how many of `slots` expert slots per rank are on the gpu.
+
+        Raises
+        ------
+        PolicyError
+            It wants more resident than there are.
+        """
+        ...
+
+    def __call__(self, seen: CacheView) -> Shaped[np.ndarray, "cache expert"]:
+        """Return a key: of the experts on the gpu, the one with the smallest key leaves."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prefetched:
+    """Bytes to copy in, sorted by when: before the gate has spoken, and after; `wasted` ones come early for nothing."""
+
+    early: Shaped[np.ndarray, "..."]
+    wasted: Shaped[np.ndarray, "..."]
+    late: Shaped[np.ndarray, "..."]
+
+
+@runtime_checkable
+class Prefetch(Protocol):
+    """Start copies of experts before the gate has chosen them."""
+
+    def __call__(self, missing: Shaped[np.ndarray, "..."]) -> Prefetched:
+        """Sort the bytes that a layer will have to copy in."""
         ...
 
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Shaped
 
+from moesim.plans.layout import NO_LIMIT
+from moesim.policies.capacities import ROUNDING, capacity
 from moesim.policies.protocols import Counts, Gated
-
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,9 @@ class Static:
 
     Attributes
     ----------
-    factor : Tutel's f, relative to an even spread: C = ceil(topk f T / E) for T tokens (Hwang et al., "Tutel",
-        MLSys 2023)
+    factor : Tutel's f, relative to an even spread (Hwang et al., "Tutel", MLSys 2023). f > 0: C = ceil(topk f T / E) for
+        T tokens. f = 0: the smallest C that drops nothing, found in every pass as the largest count of any expert on
+        any rank. f < 0: the same, but at most the C of -f
     fraction : share of the rank's tokens instead: C = ceil(fraction T), as fairseq does in evaluation (Huang et al.,
         static gating); it computes E fraction / topk times the rows that were routed. 0: `factor` decides
     sparse : Tutel's fast encode and decode, which gather rows and build no mask
@@ -34,21 +35,24 @@ class Static:
     sparse: bool = False
 
     def __post_init__(self) -> None:
-        """Check that one rule sets a positive capacity."""
-        if self.fraction < 0 or self.factor <= 0:
-            raise ValueError(
-                f"factor = {self.factor} and fraction = {self.fraction} must be positive (fraction may be 0)"
-            )
+        """Check that one rule sets a capacity."""
+        if self.fraction < 0:
+            raise ValueError(f"fraction = {self.fraction}; give a positive share of the tokens, or 0 to use `factor`")
         if self.fraction > 0 and self.factor != self.EVEN:
             raise ValueError(f"factor = {self.factor} and fraction = {self.fraction} are two rules; give one of them")
 
     @property
     def changes_model(self) -> bool:
-        """Whether assignments may be dropped: always, unless an expert has room for all of a rank's tokens."""
-        return self.fraction < 1
+        """Whether assignments may be dropped: unless capacity follows the need, or has room for all of the tokens."""
+        return self.fraction < 1 and self.factor != 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether the capacity follows the largest count, which all ranks have to agree on first."""
+        return self.fraction == 0 and self.factor <= 0
 
     def capacity(self, tokens: int, experts: int, topk: int) -> int:
-        """Round the capacity up, forgiving the last digit of a product of decimals.
+        """Round the capacity up, forgiving the last digit of a product of decimals; for f = 0 there is no limit.
 
         Examples
         --------
@@ -57,20 +61,24 @@ class Static:
         >>> Static(factor=1.25).capacity(4096, 64, 2)
         160
         """
-        share = self.fraction if self.fraction > 0 else topk * self.factor / experts
-        return math.ceil(share * tokens - _ROUNDING)
+        if self.fraction > 0:
+            return math.ceil(self.fraction * tokens - ROUNDING)
+        return capacity(abs(self.factor), topk, experts, tokens) if self.factor else NO_LIMIT
 
     def __call__(
         self, counts: Counts, capacity: Shaped[np.ndarray, "expert"], tokens: Shaped[np.ndarray, "*#lead #rank"]
     ) -> Gated:
         """Pad every expert to its capacity on every source rank; the mask has tokens x experts x capacity elements."""
-        room = capacity.astype(counts.dtype)
-        mask = 0 if self.sparse else tokens * capacity.sum()
+        room = np.broadcast_to(capacity, counts.shape)
+        if self.follows:
+            room = np.minimum(room, counts.max(axis=(-2, -1), keepdims=True))
+        room = room.astype(counts.dtype)
+        mask = 0 if self.sparse else tokens * room.sum(axis=-1)
         return Gated(
-            rows=np.broadcast_to(room, counts.shape),
+            rows=room,
             kept=np.minimum(counts, room),
             mask=np.broadcast_to(np.asarray(mask, dtype=float), counts.shape[:-1]),
-            sizes=False,
+            sizes=self.follows,
         )
 
 

@@ -1,0 +1,1 @@
+"""Which experts are copied in before the gate has chosen them."""
