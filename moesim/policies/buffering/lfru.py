@@ -13,7 +13,7 @@ from moesim.policies.protocols import CacheView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lfru(Cache):
-    """Weigh how often an expert was used by how recently: uses over age (as in vLLM's expert cache, pull request 37190)."""
+    """Weigh how often an expert was used by how recently: uses over age (vLLM pull request 37190)."""
 
     def __call__(self, seen: CacheView) -> Shaped[np.ndarray, "cache expert"]:
         """Rank by uses over age."""

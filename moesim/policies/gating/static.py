@@ -20,9 +20,9 @@ class Static:
 
     Attributes
     ----------
-    factor : Tutel's f, relative to an even spread (Hwang et al., "Tutel", MLSys 2023). f > 0: C = ceil(topk f T / E) for
-        T tokens. f = 0: the smallest C that drops nothing, found in every pass as the largest count of any expert on
-        any rank. f < 0: the same, but at most the C of -f
+    factor : Tutel's f, relative to an even spread (Hwang et al., "Tutel", MLSys 2023). f > 0: C = ceil(topk f T / E)
+        for T tokens. f = 0: the smallest C that drops nothing, found in every pass as the largest count of any expert
+        on any rank. f < 0: the same, but at most the C of -f
     fraction : share of the rank's tokens instead: C = ceil(fraction T), as fairseq does in evaluation (Huang et al.,
         static gating); it computes E fraction / topk times the rows that were routed. 0: `factor` decides
     sparse : Tutel's fast encode and decode, which gather rows and build no mask
