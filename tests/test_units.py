@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.ground.errors import UnitError
-from moesim.ground.units import EXAMPLES, SPELLINGS, parse, show, weakest
+from moesim.ground.units import EXAMPLES, SPELLINGS, parse, show, spell, weakest
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,17 @@ def test_what_is_shown_reads_back_to_three_digits(symbol, value):
     text = show(value, symbol).replace(",", "")
     if text.split()[0].strip("0.") and text.split()[1] in SPELLINGS[symbol]:
         assert parse(text, symbol) == pytest.approx(value, rel=5e-3)
+
+
+@given(st.sampled_from(sorted(SPELLINGS)), st.floats(0, 1e30))
+def test_what_is_spelled_reads_back_to_the_same_bits(symbol, value):
+    assert parse(spell(value, symbol), symbol) == value
+
+
+@given(st.sampled_from(["B", "B/s", "USD/s", "s", "tokens"]), st.integers(1, 10**6))
+def test_what_was_written_shortly_is_spelled_shortly(symbol, tenths):
+    text = f"{tenths / 10:g} {EXAMPLES[symbol].split()[1]}"
+    assert len(spell(parse(text, symbol), symbol)) <= len(text)
 
 
 def test_a_prediction_is_as_weak_as_its_weakest_number():

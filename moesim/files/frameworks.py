@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moesim.files.checked import check, not_positive
 from moesim.files.sources import split
-from moesim.files.trees import names_under, packaged, read
+from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ProfileError
 from moesim.ground.units import SOURCE_KINDS, Source
 from moesim.world.framework import Framework
@@ -44,11 +44,22 @@ def load_framework(path: Path) -> tuple[Framework, Mapping[str, Source]]:
 
 
 def _load(file: Traversable, label: str) -> tuple[Framework, Mapping[str, Source]]:
-    parts = split(read(file, label, ProfileError), label, bare=("version",))
+    return read_framework(read(file, label, ProfileError), label)
+
+
+def read_framework(tree: Mapping[str, Tree], label: str) -> tuple[Framework, Mapping[str, Source]]:
+    """Read a framework, with the sources of its numbers.
+
+    Raises
+    ------
+    ProfileError
+        With every fault.
+    """
+    parts = split(tree, label, bare=("version",))
     faults = list(parts.faults)
     if not parts.sources and not faults:
         faults.append(Fault(path="sources", problem="is missing", remedy="say where each number comes from"))
-    kinds = {source.kind: source for source in parts.sources.values()}
+    kinds = {source.kind: source for _, source in sorted(parts.sources.items())}
     weakest = next((kinds[kind] for kind in reversed(SOURCE_KINDS) if kind in kinds), None)
     readers = {Source: lambda source: source}
     tree = {**parts.plain, "source": weakest}

@@ -13,6 +13,7 @@ from moesim.files.checked import Readers, check, gather, refuse, shown
 from moesim.files.huggingface import read_config
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ModelError, nearest
+from moesim.ground.units import Source
 from moesim.world.attention import Attention, Cross, Gqa, Linear, Mla, Unmodelled, Window
 from moesim.world.formats import BITS
 from moesim.world.model import Dense, Layer, Model, Moe
@@ -37,6 +38,14 @@ TENSORS = ("experts", "attention", "dense", "embedding", "kv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sourced:
+    """A model and where its numbers came from."""
+
+    model: Model
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Repeat:
     """Layers that follow each other a number of times."""
 
@@ -57,6 +66,11 @@ def load(name: str | Path, folder: Path | None = None) -> Model:
     ModelError
         No such model, or a file with faults.
     """
+    return load_sourced(name, folder).model
+
+
+def load_sourced(name: str | Path, folder: Path | None = None) -> Sourced:
+    """Load a model together with where its numbers came from; raises what `load` does."""
     text = str(name)
     if text.endswith((".json", ".yaml", ".yml")):
         path = (folder or Path()) / text
@@ -72,25 +86,42 @@ def _where_to_look(name: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _built_in(name: str) -> Model:
+def _built_in(name: str) -> Sourced:
     return _from_file(packaged(ZOO).joinpath(f"{name}.yaml"), f"{ZOO}/{name}.yaml", name)
 
 
-def _from_file(file: Traversable, label: str, name: str) -> Model:
+def _from_file(file: Traversable, label: str, name: str) -> Sourced:
     tree = read(file, label, ModelError)
     if "layers" in tree:
-        return _from_layers(tree, label)
+        return read_layers(tree, label)
     config = tree.get("config", tree)
     if not isinstance(config, Mapping):
         raise ModelError(label, [Fault(path="config", problem="is not a section", remedy="give the model's fields")])
-    return read_config(config, str(tree.get("name", name)), label)
+    model = read_config(config, str(tree.get("name", name)), label)
+    return Sourced(model=model, source=_source(tree.get("source"), label))
 
 
-def _from_layers(tree: dict[str, Tree], file: str) -> Model:
-    """Read a model written as a list of layers, in which ``{repeat: n, layers: [...]}`` stands for n times the list."""
+def _source(given: Tree, file: str) -> Source:
+    """Say where a model's numbers came from: the place or the source its file names, or the file itself."""
+    if isinstance(given, Mapping):
+        return check(Source, given, file)
+    if given is not None:
+        return Source(kind="published", title=str(given))
+    return Source(kind="assumed", title="the user's own file", raw=file)
+
+
+def read_layers(tree: Mapping[str, Tree], file: str) -> Sourced:
+    """Read a model written as a list of layers, in which ``{repeat: n, layers: [...]}`` stands for n times the list.
+
+    Raises
+    ------
+    ModelError
+        With every fault.
+    """
     fields = {name: value for name, value in tree.items() if name != "source"}
     readers: Readers = {tuple[Layer, ...]: lambda items: _layers(items, file)}
-    return check(Model, fields, file, error=ModelError, readers=readers, rules={Model: _model_faults})
+    model = check(Model, fields, file, error=ModelError, readers=readers, rules={Model: _model_faults})
+    return Sourced(model=model, source=_source(tree.get("source"), file))
 
 
 def _layers(items: Tree, file: str) -> tuple[Layer, ...]:

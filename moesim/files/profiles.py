@@ -9,8 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from moesim.files.checked import Readers, by_name, check, not_positive, refuse, shown
-from moesim.files.sources import split
+from moesim.files.checked import Readers, Rules, by_name, check, not_positive, refuse, shown
+from moesim.files.sources import Split, split
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ProfileError, nearest
 from moesim.ground.units import Source
@@ -22,6 +22,8 @@ FOLDERS: Mapping[str, str] = {"device": "", "node": "nodes", "fabric": "fabrics"
 """Where each kind of profile lies: devices by vendor, nodes and fabrics in folders of their own."""
 
 DTYPES = (*BITS, "tf32")
+FITS = "fits"
+"""The part of a device that names its sources in its own way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,10 @@ def _load(kind: str, file: Traversable, label: str) -> Sourced:
 
 
 def _device(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
-    parts = split(tree, file, apart=("fits",))
+    return _made_device(split(tree, file, bare=(FITS,)), file)
+
+
+def _made_device(parts: Split, file: str) -> Sourced:
     device = check(
         Device,
         parts.plain,
@@ -121,12 +126,16 @@ def _fit_faults(fit: Fit) -> Iterator[tuple[str, str, str]]:
 
 
 def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
-    parts = split(tree, file)
+    return _made_node(split(tree, file, bare=(FITS,)), file, folder)
+
+
+def _made_node(parts: Split, file: str, folder: Path | None) -> Sourced:
     _fill_memory_tiers(parts.plain)
     devices: list[Sourced] = []
 
-    def device(name: Tree) -> Device:
-        devices.append(_named("device", name, file, folder))
+    def device(value: Tree) -> Device:
+        inline = isinstance(value, Mapping)
+        devices.append(_made_device(_within(parts, value), file) if inline else _named("device", value, file, folder))
         found: Device = devices[-1].profile
         return found
 
@@ -141,6 +150,11 @@ def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
     )
     inner = {f"device.{path}": source for path, source in devices[0].sources.items()}
     return Sourced(profile=node, sources={**parts.sources, **inner})
+
+
+def _within(parts: Split, section: Mapping[str, Tree]) -> Split:
+    """Take a section out of a split tree, which keeps the sources of its numbers for itself."""
+    return Split(plain=dict(section), sources={}, faults=(), table=parts.table)
 
 
 def _named(kind: str, name: Tree, file: str, folder: Path | None) -> Sourced:
@@ -179,15 +193,18 @@ def _order_faults(tiers: Iterable[Tier]) -> Iterator[tuple[str, str, str]]:
 
 def _fabric(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
     parts = split(tree, file)
-    rules = {Tier: _tier_faults, Fabric: lambda fabric: _order_faults(fabric.tiers)}
-    fabric = check(Fabric, parts.plain, file, error=ProfileError, rules=rules, also=parts.faults)
+    fabric = check(Fabric, parts.plain, file, error=ProfileError, rules=_FABRIC_RULES, also=parts.faults)
     return Sourced(profile=fabric, sources=parts.sources)
+
+
+_FABRIC_RULES: Rules = {Tier: _tier_faults, Fabric: lambda fabric: _order_faults(fabric.tiers)}
 
 
 def read_hardware(tree: Tree, file: str, folder: Path) -> Sourced:
     """Read a ``hardware`` section: offers with prices, the fabric between nodes, and sources.
 
-    Numbers are called ``offers.<node>.rent``, ``offers.<node>.node.device.memory``, ``fabric.<tier>.bandwidth``.
+    Nodes, their devices and the fabric are named, or written out in place with the section's own ``sources``. Numbers
+    are called ``offers.<node>.rent``, ``offers.<node>.node.device.memory``, ``fabric.<tier>.bandwidth``.
 
     Raises
     ------
@@ -196,17 +213,20 @@ def read_hardware(tree: Tree, file: str, folder: Path) -> Sourced:
     """
     if not isinstance(tree, Mapping):
         raise refuse(file, f"{shown(tree)} is not a section", "give its `offers`, `fabric` and `sources`")
-    parts = split(tree, file, bare=("max_nodes",))
+    parts = split(tree, file, bare=("max_nodes", FITS))
     sources = dict(parts.sources)
 
-    def node(name: Tree) -> Node:
-        found = _named("node", name, file, folder)
+    def node(value: Tree) -> Node:
+        inline = isinstance(value, Mapping)
+        found = _made_node(_within(parts, value), file, folder) if inline else _named("node", value, file, folder)
         sources.update({f"offers.{found.profile.name}.node.{path}": source for path, source in found.sources.items()})
         made: Node = found.profile
         return made
 
-    def fabric(name: Tree) -> tuple[Tier, ...]:
-        found = _named("fabric", name, file, folder)
+    def fabric(value: Tree) -> tuple[Tier, ...]:
+        if isinstance(value, list):
+            return check(Fabric, {"name": "fabric", "tiers": value}, file, rules=_FABRIC_RULES).tiers
+        found = _named("fabric", value, file, folder)
         sources.update({f"fabric.{path.removeprefix('tiers.')}": source for path, source in found.sources.items()})
         made: tuple[Tier, ...] = found.profile.tiers
         return made

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from moesim.files.checked import check, refuse, shown
+from moesim.files.checked import Rules, check, refuse, shown
 from moesim.files.sources import split
 from moesim.files.trees import Tree, names_under, packaged, read
+from moesim.files.written import Sourcing, written
 from moesim.ground.errors import WorkloadError, nearest
 from moesim.ground.units import Source
-from moesim.world.generators import Balanced, Skewed, skewed
+from moesim.world.generators import Balanced, Recipe, Skewed, skewed
 from moesim.world.model import Model
 from moesim.world.routing import Routing
 
@@ -28,7 +29,7 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skew:
-    """What a routing section asks for; `source` is empty where the user gave the number."""
+    """What a routing section asks for; `source` is empty where the user gave the number and no source."""
 
     cv: float
     seed: int
@@ -71,11 +72,14 @@ def read_skew(tree: Tree, file: str) -> Skew:
         raise refuse(file, f"{shown(tree)} is not a section", "write it as `{preset: deepseek}`")
     for name in (name for name in NOT_YET if name in tree):
         raise refuse(file, "is not modeled yet", "leave it out", path=name)
-    if isinstance(tree.get("cv"), Mapping):
+    parts = split(tree, file, bare=("seed",)) if "sources" in tree else None
+    fields = parts.plain if parts else tree
+    if isinstance(fields.get("cv"), Mapping):
         raise refuse(file, "a skew that changes with time is not modeled yet", "give one number", path="cv")
-    section = check(_Section, tree, file, rules={_Section: lambda found: _section_faults(found, "cv" in tree)})
+    rules: Rules = {_Section: lambda found: _section_faults(found, "cv" in fields)}
+    section = check(_Section, fields, file, rules=rules, also=parts.faults if parts else ())
     if section.cv >= 0:
-        return Skew(cv=section.cv, seed=section.seed, source=None)
+        return Skew(cv=section.cv, seed=section.seed, source=parts.sources.get("cv") if parts else None)
     preset, sources = load_preset(section.preset)
     return Skew(cv=preset.cv, seed=section.seed, source=sources["cv"])
 
@@ -114,3 +118,25 @@ def make_routing(skew: Skew, model: Model, file: str) -> Routing:
 def _skewed(layers: int, experts: int, topk: int, cv: float, seed: int) -> Skewed:
     """Solve for the popularity once; the distribution never changes."""
     return skewed(layers, experts, topk, cv=cv, seed=seed)
+
+
+def routing_tree(routing: Routing, source: Source | None) -> dict[str, Tree]:
+    """Write a routing as a section that makes it again.
+
+    Raises
+    ------
+    InputError
+        Its numbers were given in Python as a table, which a section has no place for.
+    """
+    match routing:
+        case Balanced():
+            recipe = Recipe(cv=0.0, seed=0)
+        case Skewed(recipe=Recipe() as recipe):
+            pass
+        case _:
+            problem = f"{type(routing).__name__} routing was made in Python, and no file can say how"
+            raise refuse("scenario", problem, "use `skewed` or `Balanced`", path="routing")
+    if source is None:
+        return written(recipe)
+    sourcing = Sourcing({"cv": source}, bare=("seed",))
+    return written(recipe, sourcing) | {"sources": sourcing.section()}

@@ -34,13 +34,7 @@ _SPELLED = frozenset(spelling for table in SPELLINGS.values() for spelling in ta
 _QUANTITY = re.compile(r"\s*[-+]?[\d.]+(?:[eE][-+]?\d+)?\s*(\S*)\s*\Z")
 
 
-def split(
-    tree: Mapping[str, Tree],
-    file: str,
-    *,
-    bare: Collection[str] = (),
-    apart: Collection[str] = (),
-) -> Split:
+def split(tree: Mapping[str, Tree], file: str, *, bare: Collection[str] = ()) -> Split:
     """Split a tree into plain values and the source of each number.
 
     Parameters
@@ -50,15 +44,13 @@ def split(
     file : str
         How messages name the file.
     bare : collection of str
-        Fields whose numbers are choices, not facts, and need no source.
-    apart : collection of str
-        Top-level sections that say in their own way where they come from; left as they are.
+        Fields whose numbers are choices, not facts, and need no source, or that name it in their own way.
     """
     table, faults = _table(tree.get("sources", {}), file)
     names = tree["sources"] if isinstance(tree.get("sources"), Mapping) else table
     splitter = _Splitter(table, tuple(map(str, names)), frozenset(bare), faults)
     plain = {
-        name: value if name in apart or name in bare else splitter.walk(value, name, name)
+        name: value if name in bare else splitter.walk(value, name, name)
         for name, value in tree.items()
         if name != "sources"
     }
@@ -124,9 +116,14 @@ class _Splitter:
 
 
 def _name(item: Tree, number: int) -> str:
-    if isinstance(item, Mapping):
-        return str(item.get("name") or item.get("node") or number)
-    return str(number)
+    """Call an item of a list by its name or by that of its node, which may itself be a section; else by its number."""
+    if not isinstance(item, Mapping):
+        return str(number)
+    return _name(item["node"], number) if isinstance(item.get("node"), Mapping) else str(_own_name(item) or number)
+
+
+def _own_name(item: Mapping[str, Tree]) -> Tree:
+    return item.get("name") or item.get("node")
 
 
 def is_number(value: Tree) -> bool:

@@ -10,7 +10,7 @@ from typing import NewType
 from moesim.deployments.metrics import METRICS, PERCENTILES
 from moesim.files import models
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
-from moesim.files.frameworks import built_in_frameworks, load_framework
+from moesim.files.frameworks import built_in_frameworks, load_framework, read_framework
 from moesim.files.profiles import read_hardware
 from moesim.files.routings import make_routing, read_skew
 from moesim.files.spaces import read_space
@@ -50,14 +50,14 @@ class _File:
 class _Sections:
     """Reads the sections of one file, keeping what later sections and the scenario need of them."""
 
-    def __init__(self, file: str, folder: Path) -> None:
+    def __init__(self, file: str, folder: Path, *, built_in: bool) -> None:
         self.file = file
         self.folder = folder
         self.sources: dict[str, Source] = {}
         self.frameworks: dict[str, Framework] = {}
         self.nodes: list[str] = []
         self.models: list[Model] = []
-        for framework, sources in built_in_frameworks().values():
+        for framework, sources in built_in_frameworks().values() if built_in else ():
             self.keep(framework, sources)
 
     def readers(self) -> Readers:
@@ -73,12 +73,18 @@ class _Sections:
         }
 
     def model(self, tree: Tree) -> Model:
-        """Read a name, or ``{config: PATH}``."""
-        name = tree.get("config") if isinstance(tree, Mapping) and set(tree) == {"config"} else tree
-        if not isinstance(name, str):
-            raise refuse(self.file, f"{shown(tree)} is not a model", "give a built-in name, or `{config: config.json}`")
-        self.models.append(by_name(self.file, name, lambda: models.load(name, self.folder)))
-        return self.models[0]
+        """Read a name, ``{config: PATH}``, or a model written out as a list of layers."""
+        if isinstance(tree, Mapping) and "layers" in tree:
+            found = models.read_layers(tree, self.file)
+        else:
+            name = tree.get("config") if isinstance(tree, Mapping) and set(tree) == {"config"} else tree
+            if not isinstance(name, str):
+                remedy = "give a built-in name, `{config: config.json}`, or its `layers`"
+                raise refuse(self.file, f"{shown(tree)} is not a model", remedy)
+            found = by_name(self.file, name, lambda: models.load_sourced(name, self.folder))
+        self.models.append(found.model)
+        self.sources["model"] = found.source
+        return found.model
 
     def hardware(self, tree: Tree) -> Hardware:
         """Read what is on offer."""
@@ -96,13 +102,22 @@ class _Sections:
         return make_routing(skew, self.models[0], self.file) if self.models else None
 
     def own_frameworks(self, tree: Tree) -> Mapping[str, Framework]:
-        """Read a list of files that describe frameworks of one's own."""
-        if not isinstance(tree, list):
+        """Read a list of files to add to the built-in frameworks, or a section that writes out all there are."""
+        if isinstance(tree, Mapping):
+            loaded = gather(self.file, tree.items(), self.inline_framework)
+        elif isinstance(tree, list):
+            loaded = gather(self.file, enumerate(tree), lambda _, path: load_framework(self.folder / str(path)))
+        else:
             raise refuse(self.file, f"{shown(tree)} is not a list", "list the paths of your own framework files")
-        loaded = gather(self.file, enumerate(tree), lambda _, path: load_framework(self.folder / str(path)))
         for framework, sources in loaded.values():
             self.keep(framework, sources)
         return self.frameworks
+
+    def inline_framework(self, name: str, tree: Tree) -> tuple[Framework, Mapping[str, Source]]:
+        """Read a framework written out in place."""
+        if not isinstance(tree, Mapping):
+            raise refuse(self.file, f"{shown(tree)} is not a section", "write its fields below its name")
+        return read_framework({"name": name, **tree}, self.file)
 
     def keep(self, framework: Framework, sources: Mapping[str, Source]) -> None:
         """Make a framework known, with the sources of its numbers."""
@@ -140,7 +155,7 @@ def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
     InputError
         With every fault of the file.
     """
-    sections = _Sections(file, folder)
+    sections = _Sections(file, folder, built_in=not isinstance(tree.get("frameworks"), Mapping))
     found = check(_File, tree, file, readers=sections.readers(), rules={_File: _file_faults})
     scenario = Scenario(
         name=found.name,

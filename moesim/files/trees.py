@@ -137,4 +137,4 @@ def _usual_cause(flaw: yaml.MarkedYAMLError) -> str:
 
 def write(tree: Tree) -> str:
     """Write a plain tree as YAML, fields in the order given."""
-    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+    return str(yaml.dump(tree, Dumper=yaml.CSafeDumper, sort_keys=False, default_flow_style=None, width=120))

@@ -1,4 +1,4 @@
-"""The doors: load a study, a scenario, a plan, a model or hardware from files, and write a plan."""
+"""The doors: load a study, a scenario, a plan, a model or hardware from files, and write them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from moesim.files import models
 from moesim.files.plans import plan_tree, read_plan
 from moesim.files.profiles import load_profile, read_hardware
+from moesim.files.resolved import scenario_tree, study_tree
 from moesim.files.studies import read_study
 from moesim.files.trees import read, write
 from moesim.ground.errors import PlanError, ProfileError
@@ -52,6 +53,22 @@ def load_plan(path: str | Path, scenario: Scenario) -> Plan:
 def dump_plan(plan: Plan) -> str:
     """Write a plan as YAML text that loads back equal."""
     return write(plan_tree(plan))
+
+
+def dump_study(study: Study) -> str:
+    """Write a scenario and its question as YAML text in full: it loads back equal, with nothing shipped looked up."""
+    return write(study_tree(study))
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """Write a scenario as YAML text in full: every number with its source, nothing left to look up.
+
+    Raises
+    ------
+    InputError
+        The routing was made in Python from a table, which a file has no place for.
+    """
+    return write(scenario_tree(scenario))
 
 
 def load_model(name: str | Path) -> Model:

@@ -153,14 +153,36 @@ def show(value: float, symbol: str, digits: int = 3) -> str:
     >>> show(4.5e11, "B/s")
     '450 GB/s'
     """
-    per = "/s" if symbol.endswith("/s") and symbol not in _SHOWN else ""
-    scales = _SHOWN.get(symbol.removesuffix("/s") if per else symbol, ((symbol, 1.0),))
+    scales = _scales(symbol)
     if not math.isfinite(value):
         return f"{value} {symbol}".strip()
     name, scale = next(((n, s) for n, s in reversed(scales) if abs(value) >= s), scales[0])
     if value == 0:
         name, scale = next(((n, s) for n, s in scales if s == 1.0), scales[0])
-    return f"{_rounded(value / scale, digits)} {name}{per}".strip()
+    return f"{_rounded(value / scale, digits)} {name}".strip()
+
+
+def spell(value: float, symbol: str) -> str:
+    """Write an SI float as the shortest text at a human scale that `parse` reads back to the very same float.
+
+    Examples
+    --------
+    >>> spell(4.5e11, "B/s"), spell(3.5 * (1 / 3600), "USD/s"), spell(1 / 3, "s")
+    ('450 GB/s', '3.5 USD/h', '0.3333333333333333 s')
+    """
+    names = (symbol, *(name for name, _ in _scales(symbol) if name in SPELLINGS[symbol]))
+    written = (f"{value / SPELLINGS[symbol][name]:.15g} {name}" for name in names)
+    exact = (text for text in written if parse(text, symbol) == value)
+    return min(exact, key=len, default=f"{value!r} {symbol}")
+
+
+def _scales(symbol: str) -> tuple[tuple[str, float], ...]:
+    """List the scales at which a unit is shown, rates of a unit at its own."""
+    if symbol in _SHOWN:
+        return _SHOWN[symbol]
+    per = "/s" if symbol.endswith("/s") else ""
+    scales = _SHOWN.get(symbol.removesuffix("/s") if per else symbol, ((symbol, 1.0),))
+    return tuple((name + per, scale) for name, scale in scales)
 
 
 def _rounded(value: float, digits: int) -> str:

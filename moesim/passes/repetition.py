@@ -47,7 +47,7 @@ def shortened(model: Model, layers: Sequence[int]) -> Shortened:
     cuts: list[tuple[int, int, int]] = []
     place = 0
     while place < len(layers):
-        period, turns = _pattern(model, layers[place:])
+        period, turns = pattern([model.layers[layer] for layer in layers[place:]])
         kept = min(turns, KEPT)
         if turns > kept:
             cuts.append((len(base) + (kept - 1) * period, period, turns - kept))
@@ -60,21 +60,19 @@ def shortened(model: Model, layers: Sequence[int]) -> Shortened:
     )
 
 
-def _pattern(model: Model, layers: Sequence[int]) -> tuple[int, int]:
-    """Find the pattern that covers most layers from the first on: its length and its turns; the shortest on ties."""
+def pattern(items: Sequence[object]) -> tuple[int, int]:
+    """Find the pattern that covers most items from the first on: its length and its turns; the shortest on ties.
+
+    Examples
+    --------
+    >>> pattern("ababc"), pattern("aaab"), pattern("abc")
+    ((2, 2), (1, 3), (1, 1))
+    """
     best = (1, 1)
-    for period in range(1, min(LONGEST, len(layers)) + 1):
+    for period in range(1, min(LONGEST, len(items)) + 1):
         turns = 1
-        while _same(model, layers, period, turns):
+        while items[turns * period : (turns + 1) * period] == items[:period]:
             turns += 1
         if turns > 1 and period * turns > best[0] * best[1]:
             best = (period, turns)
     return best
-
-
-def _same(model: Model, layers: Sequence[int], period: int, turn: int) -> bool:
-    """Whether a turn of a pattern equals its first."""
-    start = turn * period
-    if start + period > len(layers):
-        return False
-    return all(model.layers[layers[start + i]] == model.layers[layers[i]] for i in range(period))

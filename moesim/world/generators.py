@@ -63,6 +63,14 @@ class Balanced:
         return np.repeat(touched_groups(even, self.topk, group_of_expert), self.layers)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a skewed routing was made from, so that a file can say it in two numbers instead of a table."""
+
+    cv: float
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached tables
 class Skewed:
     """Tokens choose independently of one another, `topk` different experts each, by fixed popularity.
@@ -76,11 +84,13 @@ class Skewed:
     weights : positive
     topk : experts per token
     alike : whether the layers differ only by the experts' names
+    recipe : how `skewed` made all of it; None where the weights came from elsewhere
     """
 
     weights: Float[np.ndarray, "layer expert"]
     topk: int
     alike: bool
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         """Check that a token finds enough experts, and protect the weights."""
@@ -99,7 +109,7 @@ class Skewed:
 
     def only(self, layers: Sequence[int]) -> Skewed:
         """Describe some of the layers."""
-        return replace(self, weights=self.weights[list(layers)])
+        return replace(self, weights=self.weights[list(layers)], recipe=None)
 
     def shares(self, step: int) -> Float[np.ndarray, "layer expert"]:
         """Return exact inclusion probabilities over `topk`."""
@@ -174,7 +184,8 @@ def skewed(layers: int, experts: int, topk: int, *, cv: float, seed: int) -> Ske
     """
     popularity = _popularity(experts, topk, cv)
     rng = np.random.Generator(np.random.PCG64(seed))
-    return Skewed(weights=rng.permuted(np.tile(popularity, (layers, 1)), axis=1), topk=topk, alike=True)
+    weights = rng.permuted(np.tile(popularity, (layers, 1)), axis=1)
+    return Skewed(weights=weights, topk=topk, alike=True, recipe=Recipe(cv=cv, seed=seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
