@@ -18,9 +18,9 @@ from moesim.files.yaml import dump_scenario, dump_study, load_hardware, load_sce
 from moesim.ground.errors import InputError
 from moesim.ground.units import Source
 from moesim.plans.plan import Policy, Space
+from moesim.world.attention import Gqa, Linear, Mla, Unmodelled, Window
 from moesim.world.generators import Balanced, Skewed, skewed
 from moesim.world.hardware import Fit, Hardware
-from moesim.world.attention import Gqa, Linear, Mla, Unmodelled, Window
 from moesim.world.model import Dense, Layer, Model, Moe
 from moesim.world.scenario import Failures
 from moesim.world.workload import Arrivals, Lengths, Requests, Serving, Target, Training
