@@ -1,5 +1,4 @@
 import pickle
-import time
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.ground.errors import WorkloadError
-from moesim.world.generators import Balanced, Recorded, Skewed, dealt_choices, inclusion, skewed, touched_groups
+from moesim.world.generators import Balanced, Recorded, Skewed, skewed, with_shares
+from moesim.world.generators.choosing import Limits, moved, proposed
+from moesim.world.generators.law import SetLaw
 from moesim.world.routing import Routing
 
 CASES = [(8, 2), (16, 4), (64, 8), (12, 12), (16, 1)]
@@ -26,14 +27,27 @@ def recorded(steps=3, layers=2, tokens=40, experts=16, topk=4):
 def routings(layers=3, experts=16, topk=4):
     return [
         Balanced(layers=layers, experts=experts, topk=topk),
+        Balanced(layers=layers, experts=experts, topk=topk, groups=4, group_topk=3),
         skewed(layers, experts, topk, cv=0.6, seed=1),
+        skewed(layers, experts, topk, cv=0.6, seed=1, groups=4, group_topk=3),
         recorded(layers=layers, experts=experts, topk=topk),
     ]
 
 
-def by_sets(weights, topk):
-    """Chance of every set of experts, from the definition: proportional to the product of its weights."""
-    sets = list(combinations(range(len(weights)), topk))
+def named(routing):
+    limited = "-limited" if getattr(getattr(routing, "law", routing), "groups", 1) > 1 else ""
+    return type(routing).__name__ + limited
+
+
+def law(weights, topk, groups=1, group_topk=1):
+    return SetLaw(weights=np.atleast_2d(weights), topk=topk, groups=groups, group_topk=group_topk)
+
+
+def by_sets(weights, topk, groups=1, group_topk=1):
+    """Chance of every permitted set of experts, from the definition: proportional to the product of its weights."""
+    size = len(weights) // groups
+    every = combinations(range(len(weights)), topk)
+    sets = [each for each in every if len({expert // size for expert in each}) <= group_topk]
     chance = np.array([np.prod(weights[list(each)]) for each in sets])
     return sets, chance / chance.sum()
 
@@ -43,7 +57,7 @@ def within(found, expected, spread, number, errors=4.5):
     return np.all(np.abs(found - expected) <= errors * spread / np.sqrt(number) + 1e-12)
 
 
-@pytest.mark.parametrize("routing", routings(), ids=lambda routing: type(routing).__name__)
+@pytest.mark.parametrize("routing", routings(), ids=named)
 def test_all_forms_are_routings(routing):
     assert isinstance(routing, Routing)
     assert (routing.layers, routing.experts, routing.topk) == (3, 16, 4)
@@ -51,7 +65,7 @@ def test_all_forms_are_routings(routing):
     assert routing.alike == (not isinstance(routing, Recorded))
 
 
-@pytest.mark.parametrize("routing", routings(), ids=lambda routing: type(routing).__name__)
+@pytest.mark.parametrize("routing", routings(), ids=named)
 @given(tokens=st.lists(st.integers(0, 30), min_size=1, max_size=6), seed=st.integers(0, 2**32 - 1))
 def test_every_token_makes_topk_different_choices(routing, tokens, seed):
     tokens = np.array(tokens)
@@ -62,7 +76,7 @@ def test_every_token_makes_topk_different_choices(routing, tokens, seed):
     assert np.all(counts <= tokens[:, None])
 
 
-@pytest.mark.parametrize("routing", routings(), ids=lambda routing: type(routing).__name__)
+@pytest.mark.parametrize("routing", routings(), ids=named)
 @given(tokens=st.lists(st.integers(0, 12), min_size=1, max_size=5), seed=st.integers(0, 2**32 - 1))
 def test_choices_agree_with_counts(routing, tokens, seed):
     tokens = np.array(tokens)
@@ -75,7 +89,7 @@ def test_choices_agree_with_counts(routing, tokens, seed):
         assert np.array_equal(found, counts[:, number])
 
 
-@pytest.mark.parametrize("routing", routings(), ids=lambda routing: type(routing).__name__)
+@pytest.mark.parametrize("routing", routings(), ids=named)
 def test_equal_generators_draw_equal_counts(routing):
     tokens = np.full(4, 25)
     assert np.array_equal(routing.draw(tokens, 0, rng(3)), routing.draw(tokens, 0, rng(3)))
@@ -108,31 +122,119 @@ class TestBalanced:
         assert Balanced(layers=2, experts=256, topk=8).distinct(group) == pytest.approx([8 * (1 - nowhere)] * 2)
 
 
-class TestSkewed:
-    @pytest.mark.parametrize(("experts", "topk"), [(6, 1), (6, 3), (7, 6), (5, 5)])
-    def test_shares_are_those_of_all_sets(self, experts, topk):
-        weights = rng(experts).lognormal(sigma=1.5, size=(2, experts))
-        for layer, row in enumerate(weights):
-            sets, chance = by_sets(row, topk)
-            expected = [sum(c for each, c in zip(sets, chance, strict=True) if e in each) for e in range(experts)]
-            assert np.allclose(inclusion(weights, topk)[layer], expected, rtol=1e-12)
-            assert np.allclose(Skewed(weights=weights, topk=topk, alike=False).shares(0)[layer] * topk, expected)
+GROUPED = [
+    (6, 1, 1, 1),
+    (6, 3, 1, 1),
+    (7, 6, 1, 1),
+    (5, 5, 1, 1),
+    (6, 3, 3, 2),
+    (8, 4, 4, 2),
+    (12, 5, 3, 2),
+    (9, 3, 3, 1),
+]
+"""experts, topk, groups, groups a token may touch: all small enough to list the sets"""
 
-    def test_groups_touched_are_those_of_all_sets(self):
+
+class TestLaw:
+    @pytest.mark.parametrize("sizes", GROUPED)
+    def test_chances_of_experts_are_those_of_all_sets(self, sizes):
+        weights = rng(sizes[0]).lognormal(sigma=1.5, size=(2, sizes[0]))
+        for layer, row in enumerate(weights):
+            sets, chance = by_sets(row, *sizes[1:])
+            expected = [sum(c for each, c in zip(sets, chance, strict=True) if e in each) for e in range(sizes[0])]
+            assert np.allclose(law(weights, *sizes[1:]).inclusion()[layer], expected, rtol=1e-12)
+
+    @pytest.mark.parametrize("sizes", [(9, 3, 1, 1), (9, 4, 3, 2)])
+    def test_groups_touched_are_those_of_all_sets(self, sizes):
         weights, group = rng(4).lognormal(sigma=1.5, size=(2, 9)), np.array([4, 4, 0, 0, 0, 7, 7, 4, 0])
         for layer, row in enumerate(weights):
-            sets, chance = by_sets(row, 3)
+            sets, chance = by_sets(row, *sizes[1:])
             expected = sum(c * len(set(group[list(each)])) for each, c in zip(sets, chance, strict=True))
-            assert touched_groups(weights, 3, group)[layer] == pytest.approx(expected, rel=1e-12)
+            assert law(weights, *sizes[1:]).touched(group)[layer] == pytest.approx(expected, rel=1e-12)
 
-    def test_counts_follow_the_law_of_all_sets(self):
+    @pytest.mark.parametrize("sizes", [(6, 3, 1, 1), (6, 3, 3, 2), (5, 4, 1, 1)])
+    def test_counts_follow_the_law_of_all_sets(self, sizes):
         # One token a rank: the drawn counts are sets, each as often as its chance says.
-        weights, number = rng(5).lognormal(sigma=1.0, size=(1, 6)), 40_000
-        drawn = Skewed(weights=weights, topk=3, alike=False).draw(np.ones(number, dtype=int), 0, rng(6))[0]
-        sets, chance = by_sets(weights[0], 3)
+        weights, number = rng(5).lognormal(sigma=1.0, size=(1, sizes[0])), 40_000
+        drawn = law(weights, *sizes[1:]).counts(np.ones(number, dtype=int), rng(6))[0]
+        sets, chance = by_sets(weights[0], *sizes[1:])
         found = np.array([np.mean(drawn[:, list(each)].all(axis=1)) for each in sets])
         assert within(found, chance, np.sqrt(chance * (1 - chance)), number)
 
+    @pytest.mark.parametrize("sizes", [(6, 3, 1, 1), (6, 3, 3, 2), (5, 4, 1, 1)])
+    def test_free_choices_follow_the_law_of_all_sets(self, sizes):
+        weights, number = rng(5).lognormal(sigma=1.0, size=sizes[0]), 40_000
+        limits = law(weights, *sizes[1:]).limits
+        drawn = np.sort(proposed(weights, limits, number, rng(7)), axis=1)
+        sets, chance = by_sets(weights, *sizes[1:])
+        found = np.array([np.mean((drawn == each).all(axis=1)) for each in sets])
+        assert within(found, chance, np.sqrt(chance * (1 - chance)), number)
+
+    def test_every_column_is_as_likely_to_be_any_of_the_set(self):
+        drawn = proposed(np.array([4.0, 2.0, 1.0, 1.0]), law(np.ones(4), 2).limits, 40_000, rng(1))
+        first = np.mean(drawn[:, 0] == 0)
+        assert abs(first - np.mean(drawn[:, 1] == 0)) < 4.5 * np.sqrt(2 * first * (1 - first) / 40_000)
+
+    def test_seldom_permitted_sets_are_found_one_by_one(self):
+        # Twelve of thirteen: hardly a free proposal has twelve different experts.
+        weights = np.exp(np.linspace(0, 3, 13))
+        routing = Skewed(law=law(weights, 12), alike=True)
+        chosen = routing.assign(np.array([2000]), 0, rng(1))[0]
+        left_out = np.array([(chosen != expert).all(axis=1).mean() for expert in range(13)])
+        chance = 1 - routing.shares(0)[0] * 12
+        assert within(left_out, chance, np.sqrt(chance * (1 - chance)), 2000)
+
+    def test_deepseek_tokens_touch_few_nodes(self):
+        # 256 experts on 8 nodes, top 8: 5.30 nodes a token without the limit to 4 groups, and 3.90 with it.
+        node = np.arange(256) // 32
+        nowhere = np.prod((224 - np.arange(8)) / (256 - np.arange(8)))
+        assert law(np.ones(256), 8).touched(node) == pytest.approx([8 * (1 - nowhere)])
+        limited = law(np.ones(256), 8, 8, 4)
+        chosen = proposed(np.ones(256), limited.limits, 20_000, rng(2)) // 32
+        touched = 1 + (np.diff(np.sort(chosen, axis=1), axis=1) > 0).sum(axis=1)
+        assert touched.max() == 4
+        assert within(touched.mean(), limited.touched(node)[0], touched.std(), 20_000)
+        assert 3.85 < limited.touched(node)[0] < 3.95
+
+    @pytest.mark.parametrize(
+        ("sizes", "said"),
+        [
+            ((8, 9, 1, 1), "9 experts a token, of 8"),
+            ((8, 2, 3, 1), "do not divide"),
+            ((8, 3, 4, 1), "hold fewer than 3"),
+        ],
+    )
+    def test_impossible_limits_are_refused(self, sizes, said):
+        with pytest.raises(WorkloadError, match=said):
+            law(np.ones(sizes[0]), *sizes[1:])
+        with pytest.raises(WorkloadError, match=said):
+            Balanced(layers=1, experts=sizes[0], topk=sizes[1], groups=sizes[2], group_topk=sizes[3])
+
+
+class TestShares:
+    @pytest.mark.parametrize("limits", [(1, 1), (4, 3)])
+    def test_the_shares_asked_for_are_those_given(self, limits):
+        shares = rng(3).lognormal(sigma=0.4, size=(3, 16))
+        shares /= shares.sum(axis=1, keepdims=True)
+        assert shares.max() < 1 / 4
+        found = with_shares(shares, 4, groups=limits[0], group_topk=limits[1]).shares(0)
+        assert np.allclose(found, shares, rtol=1e-8)
+
+    def test_experts_never_seen_stay_unseen(self):
+        found = with_shares(np.array([[4.0, 0.0, 2.0, 2.0]]), 1).shares(0)
+        assert np.allclose(found, [[0.5, 0.0, 0.25, 0.25]])
+
+    def test_no_share_exceeds_one_choice_a_token(self):
+        found = with_shares(np.array([[100.0, 2.0, 1.0, 1.0]]), 2).shares(0)
+        assert np.allclose(found, [[0.5, 0.25, 0.125, 0.125]], rtol=1e-6)
+
+    def test_shares_that_few_groups_can_not_give_are_refused(self):
+        # Two choices from one group: whatever one expert of a pair gets, the other gets too.
+        with pytest.raises(WorkloadError, match="touch 1 of 2 groups; give less uneven ones"):
+            with_shares(np.array([[3.0, 1.0, 2.0, 2.0]]), 2, groups=2, group_topk=1)
+
+
+class TestSkewed:
     @pytest.mark.parametrize(("experts", "topk"), CASES)
     def test_marginals_are_binomial(self, experts, topk):
         cv = 0.0 if topk == experts else 0.5
@@ -192,28 +294,17 @@ class TestSkewed:
         with pytest.raises(WorkloadError, match=r"can't be reached; give 0 or more, at most \d"):
             skewed(1, experts, topk, cv=cv, seed=0)
 
-    def test_more_choices_than_experts_are_refused(self):
-        with pytest.raises(WorkloadError, match="9 experts a token, of 8"):
-            Balanced(layers=1, experts=8, topk=9)
-
     def test_experts_that_are_never_chosen(self):
         weights = np.array([[1.0, 0.0, 1.0, 0.0, 2.0]])
-        drawn = Skewed(weights=weights, topk=2, alike=False).draw(np.array([100]), 0, rng())
+        drawn = Skewed(law=law(weights, 2), alike=False).draw(np.array([100]), 0, rng())
         assert drawn[0, 0, [1, 3]].tolist() == [0, 0]
         assert drawn.sum() == 200
 
     def test_extreme_weights_still_sum(self):
         weights = np.exp(np.linspace(-30, 30, 256))[None]
-        drawn = Skewed(weights=weights, topk=8, alike=False).draw(np.array([1000, 1]), 0, rng())
+        drawn = Skewed(law=law(weights, 8), alike=False).draw(np.array([1000, 1]), 0, rng())
         assert drawn.sum(axis=2).tolist() == [[8000, 8]]
         assert np.all(drawn <= np.array([[[1000], [1]]]))
-
-    def test_a_deepseek_step_is_drawn_quickly(self):
-        routing = skewed(58, 256, 8, cv=0.25, seed=0)
-        routing.draw(np.array([1]), 0, rng())  # fill the tables
-        began = time.process_time()
-        routing.draw(np.full(64, 128), 0, rng())
-        assert time.process_time() - began < 1.5
 
 
 class TestRecorded:
@@ -263,19 +354,34 @@ class TestRecorded:
             recorded().choices[0] = 0
 
 
-def test_dealing_leaves_nothing_over():
-    counts = np.array([[[5, 5, 1, 1, 3]]])  # five tokens, three choices each; two experts are taken by all
-    for seed in range(50):
-        chosen = dealt_choices(counts, np.array([5]), 3, rng(seed))[0]
-        assert np.array_equal(np.bincount(chosen.ravel(), minlength=5), counts[0, 0])
-        assert np.all((chosen == 0).any(axis=1) & (chosen == 1).any(axis=1))
+class TestMoved:
+    def test_the_counts_are_met_where_experts_must_be_taken(self):
+        counts = np.array([[5, 5, 1, 1, 3]])  # five tokens, three choices each; two experts are taken by all
+        limits = Limits(experts=5, topk=3, groups=1, group_topk=1)
+        for seed in range(50):
+            free = proposed(np.ones(5), limits, 5, rng(seed))
+            chosen = moved(free, counts, np.array([5]), limits, rng(seed))
+            assert np.array_equal(np.bincount(chosen.ravel(), minlength=5), counts[0])
+            assert limits.allow(chosen).all()
 
+    def test_no_token_is_favored(self):
+        counts, number = np.array([[2, 3, 1, 4, 2]]), 4000
+        limits = Limits(experts=5, topk=3, groups=1, group_topk=1)
+        taken = np.zeros((4, 5))
+        for seed in range(number):
+            chosen = moved(proposed(np.ones(5), limits, 4, rng(seed)), counts, np.array([4]), limits, rng(seed))
+            np.add.at(taken, (np.arange(4)[:, None], chosen), 1)
+        expected = counts[0] / 4
+        assert within(taken / number, expected, np.sqrt(expected * (1 - expected)), number)
 
-def test_dealing_favors_no_token():
-    counts, number = np.array([[[2, 3, 1, 4, 2]]]), 4000
-    taken = np.zeros((4, 5))
-    for seed in range(number):
-        chosen = dealt_choices(counts, np.array([4]), 3, rng(seed))[0]
-        np.add.at(taken, (np.arange(4)[:, None], chosen), 1)
-    expected = counts[0, 0] / 4
-    assert within(taken / number, expected, np.sqrt(expected * (1 - expected)), number)
+    def test_groups_are_kept(self):
+        routing = skewed(2, 64, 8, cv=0.5, seed=2, groups=8, group_topk=4)
+        chosen = routing.assign(np.array([50, 0, 200]), 0, rng(4))
+        touched = 1 + (np.diff(np.sort(chosen // 8, axis=-1), axis=-1) > 0).sum(axis=-1)
+        assert touched.max() == 4
+
+    def test_counts_that_no_permitted_sets_make_are_met_all_the_same(self):
+        limits = Limits(experts=8, topk=4, groups=4, group_topk=3)
+        free = proposed(np.ones(8), limits, 1, rng(0))
+        chosen = moved(free, np.array([[0, 1, 1, 1, 1, 0, 0, 0]]), np.array([1]), limits, rng(1))
+        assert sorted(chosen[0].tolist()) == [1, 2, 3, 4]

@@ -51,7 +51,15 @@ def scenario(row: pd.Series) -> Scenario:
             fabric=load_profile("fabric", "infiniband/rail-400g").profile.tiers,
         ),
         workload=Serving(requests=requests),
-        routing=skewed(len(model.moe_layers), moe.experts, moe.topk, cv=0.25, seed=0),
+        routing=skewed(
+            len(model.moe_layers),
+            moe.experts,
+            moe.topk,
+            cv=0.25,
+            seed=0,
+            groups=moe.groups,
+            group_topk=moe.group_topk,
+        ),
         frameworks={name: replace(framework, step=0.0) for name, (framework, _) in built_in_frameworks().items()},
     )
 

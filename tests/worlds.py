@@ -88,12 +88,12 @@ def scenario(
     chosen = brief(name) if short else model(name)
     layers = len(chosen.moe_layers)
     moe = chosen.moe(chosen.moe_layers[0]) if layers else None
-    experts, topk = (moe.experts, moe.topk) if moe else (1, 1)
-    routing = (
-        skewed(layers, experts, topk, cv=cv, seed=seed)
-        if cv
-        else Balanced(layers=max(layers, 1), experts=experts, topk=topk)
+    sizes = (
+        {"experts": moe.experts, "topk": moe.topk, "groups": moe.groups, "group_topk": moe.group_topk}
+        if moe
+        else {"experts": 1, "topk": 1}
     )
+    routing = skewed(layers, **sizes, cv=cv, seed=seed) if cv else Balanced(layers=max(layers, 1), **sizes)
     return Scenario(
         name="test",
         model=chosen,

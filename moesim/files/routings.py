@@ -101,23 +101,24 @@ def make_routing(skew: Skew, model: Model, file: str) -> Routing:
     InputError
         No popularity of that many experts is as skewed, or the model's mixtures differ in size.
     """
-    sizes = {(moe.experts, moe.topk) for moe in map(model.moe, model.moe_layers)} or {(1, 1)}
+    mixtures = [model.moe(layer) for layer in model.moe_layers]
+    sizes = {(moe.experts, moe.topk, moe.groups, moe.group_topk) for moe in mixtures} or {(1, 1, 1, 1)}
     if len(sizes) > 1:
         raise refuse(file, f"the model's mixtures differ in size: {sorted(sizes)}", "give a recorded routing")
-    ((experts, topk),) = sizes
+    ((experts, topk, groups, group_topk),) = sizes
     layers = len(model.moe_layers)
     if skew.cv == 0 or layers == 0:
-        return Balanced(layers=layers, experts=experts, topk=topk)
+        return Balanced(layers=layers, experts=experts, topk=topk, groups=groups, group_topk=group_topk)
     try:
-        return _skewed(layers, experts, topk, skew.cv, skew.seed)
+        return _skewed(layers, experts, topk, groups, group_topk, skew.cv, skew.seed)
     except WorkloadError as flaw:
         raise refuse(file, flaw.faults[0].problem, flaw.faults[0].remedy, path=flaw.faults[0].path) from None
 
 
 @lru_cache(maxsize=16)
-def _skewed(layers: int, experts: int, topk: int, cv: float, seed: int) -> Skewed:
+def _skewed(layers: int, experts: int, topk: int, groups: int, group_topk: int, cv: float, seed: int) -> Skewed:
     """Solve for the popularity once; the distribution never changes."""
-    return skewed(layers, experts, topk, cv=cv, seed=seed)
+    return skewed(layers, experts, topk, cv=cv, seed=seed, groups=groups, group_topk=group_topk)
 
 
 def routing_tree(routing: Routing, source: Source | None) -> dict[str, Tree]:

@@ -1,0 +1,223 @@
+"""Tokens choose independently of one another, by fixed popularity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import brentq
+from scipy.special import ndtri
+
+from moesim.ground.errors import Fault, WorkloadError
+from moesim.world.generators.law import SetLaw
+
+_WIDEST = 12.0
+"""Largest spread of log popularity tried; beyond it the tail's weights are lost in rounding."""
+
+_MOST = 1 - 1e-9
+"""Largest chance that one token has one expert: certainty would need a weight without bound."""
+
+_GOOD_ENOUGH = 1e-3
+"""Relative error of a share beyond which the weights sought are taken not to exist."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a skewed routing was made from, so that a file can say it in two numbers instead of a table."""
+
+    cv: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached shares
+class Skewed:
+    """Tokens choose independently of one another, each its set of experts by its layer's law.
+
+    Attributes
+    ----------
+    law : a row for each layer
+    alike : whether the layers differ only by the experts' names
+    recipe : how `skewed` made all of it; None where the shares came from elsewhere
+    """
+
+    law: SetLaw
+    alike: bool
+    recipe: Recipe | None = None
+
+    @property
+    def layers(self) -> int:
+        """MoE layers described."""
+        return int(self.law.weights.shape[0])
+
+    @property
+    def experts(self) -> int:
+        """Logical experts per layer."""
+        return int(self.law.weights.shape[1])
+
+    @property
+    def topk(self) -> int:
+        """Experts per token."""
+        return self.law.topk
+
+    def only(self, layers: Sequence[int]) -> Skewed:
+        """Describe some of the layers."""
+        return replace(self, law=replace(self.law, weights=self.law.weights[list(layers)]), recipe=None)
+
+    def shares(self, step: int) -> Float[np.ndarray, "layer expert"]:
+        """Return exact inclusion chances over `topk`."""
+        return self._shares
+
+    def draw(
+        self, tokens: Int[np.ndarray, "rank"], step: int, rng: np.random.Generator
+    ) -> Int[np.ndarray, "layer rank expert"]:
+        """Draw counts without drawing tokens."""
+        return self.law.counts(tokens, rng)
+
+    def assign(
+        self, tokens: Int[np.ndarray, "rank"], step: int, rng: np.random.Generator
+    ) -> Int[np.ndarray, "layer token topk"]:
+        """Draw counts, then sets that add up to them."""
+        drawn = self.law.counts(tokens, rng)
+        return np.stack([self.law.choices(layer, counts, tokens, rng) for layer, counts in enumerate(drawn)])
+
+    def distinct(self, group_of_expert: Int[np.ndarray, "expert"]) -> Float[np.ndarray, "layer"]:
+        """Sum over groups the chance that a token has an expert there."""
+        return self.law.touched(group_of_expert)
+
+    @cached_property
+    def _shares(self) -> Float[np.ndarray, "layer expert"]:
+        shares = self.law.inclusion() / self.topk
+        shares.flags.writeable = False
+        return shares
+
+
+def skewed(
+    layers: int, experts: int, topk: int, *, cv: float, seed: int, groups: int = 1, group_topk: int = 1
+) -> Skewed:
+    """Make lognormal popularity whose realized shares have the coefficient of variation asked for.
+
+    The popularity of the experts is laid at the quantiles of a lognormal; each layer gives it to other experts, so
+    layers are alike but for the experts' names. Choosing `topk` experts without replacement flattens the shares, hence
+    the lognormal's own spread is solved for.
+
+    Parameters
+    ----------
+    layers, experts, topk : int
+        Sizes; `topk` below `experts`, unless cv is 0.
+    cv : float
+        Standard deviation over mean of one layer's `shares`.
+    seed : int
+        Decides which experts are popular where.
+    groups, group_topk : int
+        Equal runs of experts, and how many of them a token may choose from.
+
+    Raises
+    ------
+    WorkloadError
+        No popularity gives that `cv`: with `topk` different experts a token, none can have a share above 1 / topk.
+
+    Examples
+    --------
+    >>> shares = skewed(2, 64, 8, cv=0.5, seed=1).shares(0)
+    >>> (shares.std(axis=1) / shares.mean(axis=1)).round(9).tolist()
+    [0.5, 0.5]
+    """
+    shares = _lognormal_shares(experts, topk, cv)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    dealt = rng.permuted(np.tile(shares, (layers, 1)), axis=1)
+    made = with_shares(dealt, topk, groups=groups, group_topk=group_topk)
+    return replace(made, recipe=Recipe(cv=cv, seed=seed))
+
+
+def with_shares(
+    shares: Float[np.ndarray, "layer expert"],
+    topk: int,
+    *,
+    alike: bool = True,
+    groups: int = 1,
+    group_topk: int = 1,
+    tolerance: float = 1e-10,
+) -> Skewed:
+    """Find the weights whose law gives these shares, by raising what comes out too low.
+
+    One step multiplies a weight by the geometric mean of the ratio wanted / found of its chance and of its odds: the
+    first alone creeps, the second alone overshoots. Where limits on groups make whole groups rise together, steps
+    shrink.
+
+    A share above 1 / topk counts as almost that: no token has an expert twice.
+
+    Parameters
+    ----------
+    shares : not negative; only their ratios within a layer matter
+    topk : experts per token
+    alike : whether the layers differ only by the experts' names
+    groups, group_topk : equal runs of experts, and how many of them a token may choose from
+    tolerance : largest relative error of a share
+
+    Raises
+    ------
+    WorkloadError
+        Tokens confined to few groups can't have such shares.
+
+    Examples
+    --------
+    >>> with_shares(np.array([[3.0, 2.0, 2.0, 1.0]]), 2).shares(0).round(6).tolist()
+    [[0.375, 0.25, 0.25, 0.125]]
+    """
+    wanted = _capped(shares * (topk / shares.sum(axis=1, keepdims=True)))
+    law = SetLaw(weights=wanted / (1 - wanted), topk=topk, groups=groups, group_topk=group_topk)
+    error, step = _off(law, wanted)
+    power = 1.0
+    for _ in range(400):
+        if error < tolerance:
+            return Skewed(law=law, alike=alike)
+        weights = law.weights * step**power
+        tried = replace(law, weights=weights / weights.sum(axis=1, keepdims=True))
+        now, following = _off(tried, wanted)
+        if now < error:
+            law, error, step = tried, now, following
+        else:
+            power /= 2
+    if error > _GOOD_ENOUGH:
+        problem = f"no weights give these shares to tokens that touch {group_topk} of {groups} groups"
+        raise WorkloadError("routing", [Fault(path="shares", problem=problem, remedy="give less uneven ones")])
+    return Skewed(law=law, alike=alike)
+
+
+def _off(law: SetLaw, wanted: Float[np.ndarray, "layer expert"]) -> tuple[float, Float[np.ndarray, "layer expert"]]:
+    """Tell the largest relative error of a chance, and by what to multiply the weights."""
+    found = np.minimum(law.inclusion(), _MOST)
+    ratio = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0)
+    return float(np.abs(ratio - 1).max()), ratio * np.sqrt((1 - found) / (1 - wanted))
+
+
+def _capped(chance: Float[np.ndarray, "layer expert"]) -> Float[np.ndarray, "layer expert"]:
+    """Let no chance exceed one; what is cut off goes to the others in proportion."""
+    topk = chance.sum(axis=1, keepdims=True)
+    while (chance > _MOST * (1 + 1e-12)).any():
+        full = chance >= _MOST
+        rest = np.where(full, 0.0, chance)
+        room = topk - _MOST * full.sum(axis=1, keepdims=True)
+        chance = np.where(full, _MOST, rest * room / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300))
+    return chance
+
+
+def _lognormal_shares(experts: int, topk: int, cv: float) -> Float[np.ndarray, "expert"]:
+    """Find shares of spread `cv` that lognormal popularity gives; the spread grows with the lognormal's width."""
+    quantiles = ndtri((np.arange(experts) + 0.5) / experts)
+
+    def shares(width: float) -> Float[np.ndarray, "expert"]:
+        return np.asarray(SetLaw(weights=np.exp(width * quantiles)[None], topk=topk).inclusion()[0] / topk)
+
+    def spread(width: float) -> float:
+        return float(shares(width).std() * experts)
+
+    most = spread(_WIDEST)
+    if cv < 0 or cv > most:
+        remedy = f"give 0 or more, at most {most:.2f} with {topk} of {experts} experts"
+        raise WorkloadError("routing", [Fault(path="cv", problem=f"{cv} can't be reached", remedy=remedy)])
+    width = brentq(lambda width: spread(width) - cv, 0.0, _WIDEST, xtol=1e-14) if cv else 0.0
+    return shares(width)
