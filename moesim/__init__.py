@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moesim.deployments.estimation import estimate
+    from moesim.deployments.simulation import simulate
     from moesim.files.yaml import load_hardware, load_model, load_plan, load_scenario, load_study
     from moesim.search.optimization import optimize
 
@@ -16,6 +17,7 @@ __all__ = [
     "load_scenario",
     "load_study",
     "optimize",
+    "simulate",
 ]
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ _HOMES = {
     "load_scenario": "moesim.files.yaml",
     "load_study": "moesim.files.yaml",
     "optimize": "moesim.search.optimization",
+    "simulate": "moesim.deployments.simulation",
 }
 
 

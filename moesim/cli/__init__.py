@@ -16,6 +16,9 @@ app = App(
 )
 app.command("moesim.cli.planning:optimize", help="Rank every plan of a scenario's space and show the best.")
 app.command("moesim.cli.planning:estimate", help="Estimate one plan: its step by named parts, its memory, a verdict.")
+app.command(
+    "moesim.cli.simulating:simulate", help="Simulate one plan under its requests: percentiles, queues, goodput."
+)
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A metric's unit, whether less of it is better, and what it means."""
+    """A metric's unit, whether less of it is better, what it means, and what when simulated if not the same."""
 
     unit: str
     less_is_better: bool
     meaning: str
+    simulated: str = ""
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -24,7 +25,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "price": Metric(unit="USD/s", less_is_better=True, meaning="price rate of all nodes, spares too"),
         "gpus": Metric(unit="", less_is_better=True, meaning="gpus of all nodes"),
         "throughput": Metric(
-            unit="tokens/s", less_is_better=False, meaning="output tokens/s at full batch; in training, tokens/s"
+            unit="tokens/s",
+            less_is_better=False,
+            meaning="output tokens/s at full batch; in training, tokens/s",
+            simulated="output tokens/s of requests done in the measured window",
         ),
         "throughput_per_gpu": Metric(
             unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"
@@ -33,8 +37,19 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             unit="s",
             less_is_better=True,
             meaning="mean time to the first token, its prefill passes and half a step; no queue",
+            simulated="time from a request's arrival to its first token",
         ),
-        "tpot": Metric(unit="s", less_is_better=True, meaning="mean time per output token after the first"),
+        "tpot": Metric(
+            unit="s",
+            less_is_better=True,
+            meaning="mean time per output token after the first",
+            simulated="a request's time per output token after the first",
+        ),
+        "itl": Metric(unit="s", less_is_better=True, meaning="gap between two output tokens of a request"),
+        "e2e": Metric(unit="s", less_is_better=True, meaning="time from a request's arrival to its last token"),
+        "goodput": Metric(unit="requests/s", less_is_better=False, meaning="requests per second that kept every limit"),
+        "utilization": Metric(unit="", less_is_better=False, meaning="share of time that replicas are at work"),
+        "queue": Metric(unit="requests", less_is_better=True, meaning="mean number of requests that wait"),
         "step": Metric(
             unit="s", less_is_better=True, meaning="one pass through all stages; in training, of one microbatch"
         ),
@@ -45,6 +60,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
     }
 )
 """Definitions follow the project's metric table; every output prints them beside its numbers."""
+
+SIMULATED = frozenset({"itl", "e2e", "goodput", "utilization", "queue"})
+"""Metrics that only a simulation gives."""
 
 PERCENTILES = ("mean", "p50", "p90", "p99")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.metrics import METRICS, SIMULATED, base_metric
 from moesim.deployments.pools import Estimates
 from moesim.deployments.result import Verdict
 from moesim.ground.units import FlopPerSecond, show
@@ -44,7 +44,7 @@ class Deployments:
 def estimated_metrics(workload: Serving | Training) -> tuple[str, ...]:
     """List the metrics an estimate gives: latencies have no meaning in training."""
     latencies = ("ttft", "tpot") if isinstance(workload, Training) else ()
-    return tuple(name for name in METRICS if name not in latencies)
+    return tuple(name for name in METRICS if name not in SIMULATED and name not in latencies)
 
 
 def offered_rate(workload: Serving | Training) -> float:

@@ -107,7 +107,7 @@ def show_details(out: Console, result: Result, title: str) -> None:
     out.print(f"[bold]{title}[/bold]: {result.verdict.why}; bound by {result.verdict.binding}")
     for name, value in result.summary.items():
         metric = METRICS[name]
-        out.print(f"  {name:18} {_summary_cell(value, metric.unit):>16}   {metric.meaning}")
+        out.print(f"  {name:18} {summary_cell(value, metric.unit):>16}   {metric.meaning}")
     out.print(f"  {'source':18} {result.source:>16}   the weakest kind of source these numbers rest on")
     out.print(
         "  Means, by formula: targets at a percentile are held against them until a simulation gives percentiles."
@@ -120,7 +120,8 @@ def show_details(out: Console, result: Result, title: str) -> None:
     show_table(out, result.tables["memory"], "Memory of the fullest rank")
 
 
-def _summary_cell(value: float, unit: str) -> str:
+def summary_cell(value: float, unit: str) -> str:
+    """Write a headline number with its unit."""
     if unit == "USD/tokens":
         return f"{value * MILLION:,.3f} USD/M"
     if unit == "tokens/s":

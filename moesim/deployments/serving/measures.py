@@ -1,0 +1,199 @@
+"""What a run of requests measures: latencies by request, gaps between tokens, rates over the measured window.
+
+Measured are the requests after the first `warm_up`, in order of arrival. The window opens when the first of them comes
+and closes when the last request comes, before the deployment drains; where all come at once, when the last is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from moesim.deployments.serving.asked import Asked
+from moesim.deployments.serving.book import Book
+from moesim.deployments.serving.replica import Replica
+from moesim.deployments.serving.ticks import PER_SECOND, seconds
+from moesim.ground.units import Seconds
+
+PERCENTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+Times = Float[np.ndarray, "request"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for what is computed once
+class Served:
+    """A run that is over: its requests and what each replica did."""
+
+    asked: Asked
+    book: Book
+    replicas: Sequence[Replica]
+    warm_up: int
+
+    @cached_property
+    def arrived(self) -> Times:
+        """Seconds at which requests came."""
+        return seconds(np.array(self.book.arrived))
+
+    @cached_property
+    def done(self) -> Times:
+        """Seconds at which they were done; infinite where refused."""
+        return seconds(np.array(self.book.done))
+
+    @cached_property
+    def ttft(self) -> Times:
+        """Seconds from arrival to the first token."""
+        return _since(seconds(np.array(self.book.first)), self.arrived)
+
+    @cached_property
+    def e2e(self) -> Times:
+        """Seconds from arrival to the last token."""
+        return _since(self.done, self.arrived)
+
+    @cached_property
+    def tpot(self) -> Times:
+        """Seconds per output token after the first; NaN where there is one only."""
+        gaps = self.asked.output - 1
+        both = np.isfinite(self.done) & (gaps > 0)
+        found = np.full(len(gaps), np.nan)
+        found[both] = (self.e2e[both] - self.ttft[both]) / gaps[both]
+        return found
+
+    @cached_property
+    def wait(self) -> Times:
+        """Seconds from arrival to admission."""
+        return _since(seconds(np.array(self.book.admitted)), self.arrived)
+
+    @cached_property
+    def measured(self) -> Bool[np.ndarray, "request"]:
+        """Whether a request counts: it is served, and not among the first."""
+        return np.asarray((np.arange(len(self.done)) >= self.warm_up) & np.isfinite(self.done))
+
+    @cached_property
+    def window(self) -> tuple[Seconds, Seconds]:
+        """When measuring begins and ends."""
+        first, last = self.arrived[min(self.warm_up, len(self.arrived) - 1)], self.arrived[-1]
+        return float(first), float(last if last > first else max(first, self.done[np.isfinite(self.done)].max()))
+
+    @cached_property
+    def log(self) -> Int[np.ndarray, "run 6"]:
+        """Runs of all replicas: start, steps, ticks, decoding sequences, prompt tokens, replica."""
+        parts = [np.array(replica.log).reshape(-1, 5) for replica in self.replicas]
+        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return np.column_stack([np.concatenate(parts), numbers])
+
+
+def _since(later: Times, earlier: Times) -> Times:
+    """Time between; infinite where it never came."""
+    return np.where(np.isfinite(later), later - np.where(np.isfinite(later), earlier, 0.0), np.inf)
+
+
+def latencies(served: Served) -> dict[str, float]:
+    """Mean and percentiles of TTFT, TPOT and end-to-end time over measured requests, and of ITL over the window."""
+    found: dict[str, float] = {}
+    for name in ("ttft", "tpot", "e2e"):
+        values = getattr(served, name)[served.measured]
+        values = values[~np.isnan(values)]
+        found |= _statistics(name, values, np.ones(len(values)))
+    return found | _statistics("itl", *gaps(served))
+
+
+def gaps(served: Served) -> tuple[Float[np.ndarray, "gap"], Float[np.ndarray, "gap"]]:
+    """Gaps between tokens that begin in the window, and how many gaps each value stands for.
+
+    Steps of one run differ by little, and stand in with their mean; each makes a gap for every decoding sequence.
+    """
+    begins, closes = served.window
+    log = served.log
+    start = log[:, 0] / PER_SECOND
+    kept = log[(log[:, 3] > 0) & (start >= begins) & (start <= closes)]
+    longer = np.concatenate([np.array(replica.gaps) for replica in served.replicas]) / PER_SECOND
+    values = np.concatenate([kept[:, 2] / kept[:, 1] / PER_SECOND, longer])
+    return values, np.concatenate([(kept[:, 1] * kept[:, 3]).astype(float), np.ones(len(longer))])
+
+
+def _statistics(name: str, values: Float[np.ndarray, "value"], weights: Float[np.ndarray, "value"]) -> dict[str, float]:
+    """Weighted mean and percentiles; a percentile is the smallest value that so large a share does not exceed."""
+    if not len(values):
+        return {f"{name}.{statistic}": np.nan for statistic in ("mean", *PERCENTILES)}
+    order = np.argsort(values)
+    ranks = np.cumsum(weights[order])
+    found = {f"{name}.mean": float(np.average(values, weights=weights))}
+    for statistic, share in PERCENTILES.items():
+        place = min(int(np.searchsorted(ranks, share * ranks[-1] * (1 - 1e-12))), len(order) - 1)
+        found[f"{name}.{statistic}"] = float(values[order[place]])
+    return found
+
+
+def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
+    """Goodput, throughput, what was asked for, utilization and queue over the window.
+
+    Parameters
+    ----------
+    limits : mapping
+        Seconds that a request's `ttft`, `tpot` and `e2e` may take to count as good.
+    """
+    begins, closes = served.window
+    length = closes - begins
+    inside = (served.done >= begins) & (served.done <= closes)
+    came = served.arrived >= begins
+    output = served.asked.output
+    good = served.measured.copy()
+    for name, limit in limits.items():
+        values = getattr(served, name)
+        good &= np.isnan(values) | (values <= limit)
+    admitted = served.arrived + served.wait
+    waited = np.clip(admitted, begins, closes) - np.clip(served.arrived, begins, closes)
+    start, ticks = served.log[:, 0] / PER_SECOND, served.log[:, 2] / PER_SECOND
+    busy = np.clip(start + ticks, begins, closes) - np.clip(start, begins, closes)
+    return {
+        "goodput": float(good.sum() / length),
+        "throughput": float(output[inside].sum() / length),
+        "offered": float(output[came].sum() / length),
+        "utilization": float(busy.sum() / length / len(served.replicas)),
+        "queue": float(waited.sum() / length),
+    }
+
+
+def request_table(served: Served) -> pd.DataFrame:
+    """One row per request."""
+    table = pd.DataFrame(
+        {
+            "arrival": served.arrived,
+            "replica": served.book.replica,
+            "input": served.asked.prompt,
+            "cached": served.asked.cached,
+            "output": served.asked.output,
+            "wait": served.wait,
+            "ttft": served.ttft,
+            "tpot": served.tpot,
+            "e2e": served.e2e,
+            "preempted": served.book.preempted,
+            "refused": served.book.refused,
+            "measured": served.measured,
+        }
+    )
+    units = dict.fromkeys(("arrival", "wait", "ttft", "tpot", "e2e"), "s")
+    table.attrs["units"] = units | dict.fromkeys(("input", "cached", "output"), "tokens")
+    return table
+
+
+def step_table(served: Served) -> pd.DataFrame:
+    """One row per run of equal steps."""
+    log = served.log
+    table = pd.DataFrame(
+        {
+            "replica": log[:, 5],
+            "start": log[:, 0] / PER_SECOND,
+            "steps": log[:, 1],
+            "duration": log[:, 2] / PER_SECOND,
+            "decoding": log[:, 3],
+            "prompt": log[:, 4],
+        }
+    )
+    table.attrs["units"] = {"start": "s", "duration": "s", "prompt": "tokens"}
+    return table

@@ -1,0 +1,143 @@
+"""Step times of a replica, whatever is in its batch: linear between knots, in whole ticks.
+
+A step that only decodes is linear in the tokens its sequences have cached, with whole intercept and slope between
+knots, so that n such steps in a row have a closed form that equals their sum to the bit. `tabulation` makes the tables.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from moesim.ground.units import SourceKind
+from moesim.plans.layout import NO_LIMIT
+
+GRAIN = 8
+"""Parts of a token that cached context is counted in, as speculation adds broken numbers of tokens to a sequence."""
+
+Row = tuple[tuple[int, int, int], ...]
+"""Pieces (edge, intercept, slope): below `edge` a step takes intercept + slope x context ticks, context in grains."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepTable:
+    """Step times of one replica in ticks.
+
+    Attributes
+    ----------
+    tokens : knots of the tokens in a step, over the whole replica and all its pipeline stages
+    contexts : knots of the mean cached tokens of decoding sequences
+    decode : ticks of a step that only decodes, by tokens and context
+    prompts : a step of prompts only, by tokens, as (even, alone, far, both): ticks where the prompts are dealt evenly
+        over the dp groups and their tokens attend to `near` others, and what is added where all of them are on one dp
+        group, for every token they attend to beyond `near`, and for both
+    near : tokens attended to
+    groups : dp groups
+    width : tokens a decoding sequence brings to a step, drafts included
+    buckets : decoding sequences of a dp group that a compiled graph exists for; empty: any number runs as it is
+    source : the weakest kind of source the times rest on
+    outside : inputs that left the range their cost form was calibrated on
+    """
+
+    tokens: tuple[float, ...]
+    contexts: tuple[float, ...]
+    decode: tuple[tuple[float, ...], ...]
+    prompts: tuple[tuple[float, float, float, float], ...]
+    near: float
+    groups: int
+    width: int = 1
+    buckets: tuple[int, ...] = ()
+    source: SourceKind = "assumed"
+    outside: tuple[str, ...] = ()
+    _rows: dict[int, Row] = field(default_factory=dict)
+
+    def row(self, sequences: int) -> Row:
+        """Steps that decode so many sequences and nothing else; kept once made."""
+        row = self._rows.get(sequences)
+        if row is None:
+            row = self._rows[sequences] = self._made(sequences)
+        return row
+
+    def _made(self, sequences: int) -> Row:
+        values = self._at(self.decode, self.padded(sequences) * self.width)
+        reach = [context * sequences * GRAIN for context in self.contexts]
+        pieces = []
+        for place in range(len(reach) - 1):
+            (low, high), (first, last) = reach[place : place + 2], values[place : place + 2]
+            slope = max(round((last - first) / (high - low)), 0)
+            intercept = max(round((first + last - slope * (low + high)) / 2), 1)
+            pieces.append((ceil(high), intercept, slope))
+        return (*pieces[:-1], (NO_LIMIT, *pieces[-1][1:]))
+
+    def padded(self, sequences: int) -> int:
+        """Sequences of a step once every dp group is padded to a compiled graph's size.
+
+        Examples
+        --------
+        >>> table = StepTable(tokens=(1, 2), contexts=(0, 1), decode=(), prompts=(), near=0, groups=2, buckets=(1, 4))
+        >>> table.padded(2), table.padded(3), table.padded(9)
+        (2, 8, 9)
+        """
+        each = -(-sequences // self.groups)
+        if not self.buckets or each > self.buckets[-1]:
+            return sequences
+        return self.buckets[bisect_left(self.buckets, each)] * self.groups
+
+    def decoding(self, sequences: int, context: int) -> int:
+        """Ticks of a step that only decodes; `context` is what its sequences have cached in all, grains."""
+        _, intercept, slope = self.piece(sequences, context)
+        return intercept + slope * context
+
+    def piece(self, sequences: int, context: int) -> tuple[int, int, int]:
+        """The piece of a row that holds at this context: its edge, intercept and slope."""
+        row = self.row(sequences)
+        return next(piece for piece in row if context < piece[0])
+
+    def mixed(self, sequences: int, context: int, prompt: int, pairs: float, fullest: float) -> int:
+        """Ticks of a step that carries prompt tokens.
+
+        Attention of decodes and of prompts grows with the tokens of each, and the rest with all of them; so a step
+        lies between one of decodes and one of prompts with as many tokens.
+
+        Parameters
+        ----------
+        sequences : decoding sequences
+        context : their cached context in all, grains
+        prompt : prompt tokens
+        pairs : pairs of a prompt token and one it attends to
+        fullest : prompt tokens of the dp group with most of them
+        """
+        decoded = sequences * self.width
+        even, alone, far, both = self._at(self.prompts, decoded + prompt)
+        beyond = pairs / prompt - self.near
+        ticks = even + far * beyond
+        if self.groups > 1:
+            ticks += (alone + both * beyond) * (fullest * self.groups / prompt - 1) / (self.groups - 1)
+        if decoded:
+            values = self._at(self.decode, decoded + prompt)
+            decoding = _linear(self.contexts, values, context / (sequences * GRAIN))
+            ticks = (decoding * decoded + ticks * prompt) / (decoded + prompt)
+        return max(round(ticks), 1)
+
+    def _at(self, values: Sequence[Sequence[float]], tokens: float) -> list[float]:
+        """Interpolate between token knots; below the first, as at the first; beyond the last, on with its slope."""
+        knots = self.tokens
+        place = min(max(bisect_left(knots, tokens), 1), len(knots) - 1)
+        low = knots[place - 1]
+        share = max((tokens - low) / (knots[place] - low), 0.0)
+        return [a + share * (b - a) for a, b in zip(values[place - 1], values[place], strict=True)]
+
+
+def _linear(knots: Sequence[float], values: Sequence[float], at: float) -> float:
+    """Interpolate, and go on with the last slope on either side.
+
+    Examples
+    --------
+    >>> _linear([0, 1, 2], [0, 10, 30], 1.5), _linear([0, 1, 2], [0, 10, 30], 3)
+    (20.0, 50.0)
+    """
+    place = min(max(bisect_left(knots, at), 1), len(knots) - 1)
+    share = (at - knots[place - 1]) / (knots[place] - knots[place - 1])
+    return values[place - 1] + share * (values[place] - values[place - 1])

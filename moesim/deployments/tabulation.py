@@ -1,0 +1,177 @@
+"""Step tables made: a pool's pass lowered once, with the knots of its table as plans, priced and run together.
+
+Knots lie at powers of two of the tokens in an expert block, so that the tables of all plans of one search share their
+routing draws, which cost more than everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, log2
+
+import numpy as np
+from jaxtyping import Float
+
+from moesim.deployments.arrangements import Arrangements
+from moesim.deployments.pools import mean_pass, unlike_stages, whole_pass
+from moesim.deployments.serving.ticks import PER_SECOND
+from moesim.deployments.steps import StepTable
+from moesim.ground.units import Seconds, SourceKind, weakest
+from moesim.passes.columns import column, stage_layers
+from moesim.passes.lowering import Lowering, halves_wanted, lower
+from moesim.passes.presence import home_tokens
+from moesim.passes.repetition import shortened
+from moesim.plans.plan import Pool
+from moesim.policies.finding import make
+from moesim.policies.protocols import Batching
+from moesim.schedules.costs.pricing import grounds, price_together
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Batch, Serving
+
+CONTEXTS = (0.125, 1.0, 8.0)
+"""Knots of cached context, in mean prompts and answers."""
+
+DISTANCES = (0.25, 4.0)
+"""Knots of the tokens a prompt token attends to, in half mean prompts."""
+
+
+def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most: int) -> StepTable:
+    """Tabulate the step times of one replica of a pool, up to steps of `most` tokens.
+
+    Raises
+    ------
+    PolicyError
+        A policy refuses the pool.
+    """
+    batching: Batching = make("batching", pool.policy("batching"))
+    p, serving = pool.parallel, scenario.workload
+    assert isinstance(serving, Serving)
+    knots = [2**power for power in range(max(ceil(log2(most / (p.edp * p.pp))), 1) + 1)]
+    request = serving.requests.input.mean + serving.requests.output.mean
+    contexts = [share * request for share in CONTEXTS]
+    distances = [share * serving.requests.input.mean / 2 for share in DISTANCES]
+    shape = _Shape(scenario=scenario, pool=pool, width=1 + batching.speculated, prompt=serving.requests.input.mean)
+    spreads = (False, True) if p.dp > 1 else (False,)
+    passes = [shape.decoding(knot * p.edp, context) for knot in knots for context in contexts]
+    prefills = [
+        shape.prompts(knot * p.edp, distance, alone=alone)
+        for knot in knots
+        for alone in spreads
+        for distance in distances
+    ]
+    timed, kind, outside = pass_times(scenario, pool, arrangements, passes)
+    decode = timed.reshape(len(knots), -1)
+    timed, other_kind, also_outside = pass_times(scenario, pool, arrangements, prefills)
+    prompts = timed.reshape(len(knots), len(spreads), -1)
+    return StepTable(
+        tokens=tuple(float(knot * p.edp * p.pp) for knot in knots),
+        contexts=tuple(contexts),
+        decode=tuple(map(tuple, (decode * PER_SECOND).tolist())),
+        prompts=tuple(_coefficients(prompts * PER_SECOND, distances[1] - distances[0])),
+        near=distances[0],
+        groups=p.dp,
+        width=1 + batching.speculated,
+        buckets=batching.buckets,
+        source=weakest((kind, other_kind)),
+        outside=tuple(sorted({*outside, *also_outside})),
+    )
+
+
+def _coefficients(
+    ticks: Float[np.ndarray, "tokens spread distance"], span: float
+) -> Iterator[tuple[float, float, float, float]]:
+    """Write times at both spreads and distances as (even, alone, far, both)."""
+    far = (ticks[:, :, 1] - ticks[:, :, 0]) / span
+    for near, slope in zip(ticks[:, :, 0].tolist(), far.tolist(), strict=True):
+        yield near[0], near[-1] - near[0], slope[0], slope[-1] - slope[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One knot: what a rank of the fullest dp group works on, and the home tokens of a mean rank."""
+
+    prefill: float
+    prompts: float
+    pairs: float
+    keys: float
+    decode: float
+    context: float
+    home: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """Writes passes of a pool: of `width` tokens per decoded sequence, prompts as long as the mean."""
+
+    scenario: Scenario
+    pool: Pool
+    width: int
+    prompt: float
+
+    def decoding(self, tokens: float, context: float) -> Pass:
+        """Decode so many tokens in one stage, every dp group as many of them; no group less than one sequence."""
+        p = self.pool.parallel
+        each = max(tokens / p.dp, self.width) / (p.tp * p.cp)
+        home = tokens / p.ranks
+        return Pass(prefill=0.0, prompts=0.0, pairs=0.0, keys=0.0, decode=each, context=context, home=home)
+
+    def prompts(self, tokens: float, distance: float, *, alone: bool) -> Pass:
+        """Work on so many prompt tokens in one stage, on all dp groups or on one alone."""
+        p = self.pool.parallel
+        group = p.tp * p.cp
+        each = max(tokens / (1 if alone else p.dp), 1.0)
+        prompts = max(each / self.prompt, 1.0)
+        return Pass(
+            prefill=each / group,
+            prompts=each / self.prompt / group,
+            pairs=each * distance / group,
+            keys=prompts * (distance + each / prompts / 2) / group,
+            decode=0.0,
+            context=0.0,
+            home=tokens / p.ranks,
+        )
+
+
+def pass_times(
+    scenario: Scenario, pool: Pool, arrangements: Arrangements, passes: list[Pass]
+) -> tuple[Float[np.ndarray, "pass"], SourceKind, set[str]]:
+    """Time passes of one structure through all stages: the slowest stage's, times the stages, and the host's own.
+
+    Beside the times: the weakest source they rest on, and inputs outside their calibrated range.
+    """
+    node, fabric = scenario.hardware.offer(pool.node).node, scenario.hardware.fabric
+    slowest = np.zeros(len(passes))
+    kinds: list[SourceKind] = []
+    outside: set[str] = set()
+    for stage in unlike_stages(scenario, pool):
+        layers = shortened(scenario.model, stage_layers(scenario.model, pool.parallel.pp, stage))
+        lowering = _lowered(scenario, pool, arrangements, passes, stage)
+        base = lowering.schedules(layers.base)
+        fewer = [lowering.schedules(without) for without in layers.without]
+        priced = price_together([schedule for part in (base, *fewer) for schedule in part], node, fabric)
+        times = np.stack([mean_pass(each, len(passes)) for each in priced]).reshape(-1, len(base), len(passes))
+        slowest = np.maximum(slowest, whole_pass(times, layers.missing).min(axis=0))
+        ground = grounds(base[0], node, fabric)
+        kinds.append(ground.weakest)
+        outside.update(ground.outside)
+    host: Seconds = scenario.frameworks[pool.framework].step
+    return slowest * pool.parallel.pp + host, weakest(tuple(kinds)), outside
+
+
+def _lowered(scenario: Scenario, pool: Pool, arrangements: Arrangements, passes: list[Pass], stage: int) -> Lowering:
+    """Lower one stage with the passes as plans; experts get the tokens of all ranks, the rest those of the fullest."""
+    halves = halves_wanted(pool)
+    batch = Batch(
+        prefill=column([each.prefill / halves for each in passes]),
+        prompts=column([each.prompts / halves for each in passes]),
+        pairs=column([each.pairs / halves for each in passes]),
+        keys=column([each.keys / halves for each in passes]),
+        decode=column([each.decode / halves for each in passes]),
+        context=column([each.context for each in passes]),
+    )
+    seen = [home_tokens(layer, scenario.model, batch)[:, 0, 0] / batch.tokens[:, 0, 0] for layer in arrangements.kinds]
+    homes = [[float(kind[index]) * each.home / halves for kind in seen] for index, each in enumerate(passes)]
+    routed = [[arrangements.routed(pool, home, half) for home in homes] for half in range(halves)]
+    layouts = [arrangements.layout(pool, each.home / halves) for each in passes]
+    return lower(scenario, [pool] * len(passes), stage, layouts, [batch] * halves, routed, arrangements.sized)

@@ -1,0 +1,67 @@
+"""A simulated deployment for a terminal and for a pipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
+from moesim.deployments.result import Result
+from moesim.views.tables import console, show_table, summary_cell
+
+
+def show_simulation(result: Result) -> None:
+    """Print a simulated plan's verdict, latencies, rates and memory."""
+    out = console()
+    out.print(f"[bold]The plan[/bold]: {result.verdict.why}; bound by {result.verdict.binding}")
+    if result.summary:
+        _show_numbers(out, result)
+    out.print(f"  {'source':18} {result.source:>16}   the weakest kind of source these numbers rest on")
+    if result.outside:
+        out.print(f"  outside the calibrated range: {', '.join(result.outside)}")
+    out.print()
+    if result.summary:
+        show_table(out, latency_table(result), "Latencies of the measured requests")
+    show_table(out, result.tables["memory"], "Memory of the fullest rank")
+
+
+def _show_numbers(out: Console, result: Result) -> None:
+    """Print the metrics that are one number each."""
+    requests = result.tables["requests"]
+    out.print(f"  {len(requests):,} requests, {int(requests['measured'].sum()):,} of them measured")
+    for name, value in result.summary.items():
+        if name == base_metric(name):
+            metric = METRICS[name]
+            out.print(f"  {name:18} {summary_cell(value, metric.unit):>16}   {metric.simulated or metric.meaning}")
+
+
+def latency_table(result: Result) -> pd.DataFrame:
+    """One row per latency: its mean and percentiles, and what it is."""
+    names = dict.fromkeys(base_metric(name) for name in result.summary if name != base_metric(name))
+    rows = [
+        {"metric": name}
+        | {statistic: result.summary[f"{name}.{statistic}"] for statistic in PERCENTILES}
+        | {"meaning": METRICS[name].simulated or METRICS[name].meaning}
+        for name in names
+    ]
+    table = pd.DataFrame(rows)
+    table.attrs["units"] = dict.fromkeys(PERCENTILES, "s")
+    return table
+
+
+def simulation_json(result: Result) -> str:
+    """Write a simulated plan as JSON, SI units; numbers that do not exist are null."""
+    verdict = result.verdict
+    tree: dict[str, Any] = {
+        "verdict": {"fits": verdict.fits, "meets": dict(verdict.meets), "binding": verdict.binding, "why": verdict.why},
+        "summary": {name: value if math.isfinite(value) else None for name, value in result.summary.items()},
+        "memory": result.tables["memory"].to_dict(orient="records"),
+        "source": result.source,
+        "outside": list(result.outside),
+        "seed": result.seed,
+    }
+    return json.dumps(tree, indent=2, allow_nan=False)

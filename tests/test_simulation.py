@@ -1,0 +1,247 @@
+"""Simulating a deployment: step tables against passes, percentiles against targets, and what cannot be simulated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import worlds
+
+from moesim.deployments.arrangements import arrangements
+from moesim.deployments.capacity import capacity
+from moesim.deployments.estimation import estimate
+from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.result import Result
+from moesim.deployments.serving.ticks import PER_SECOND
+from moesim.deployments.simulation import simulate, simulate_many
+from moesim.deployments.steps import GRAIN
+from moesim.deployments.tabulation import Pass, pass_times, tabulate
+from moesim.ground.errors import PlanError, WorkloadError
+from moesim.plans.plan import Parallel, Plan, Policy, Pool
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Arrivals, Lengths, Requests, Serving, Target
+
+DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS
+EP8 = Parallel(dp=8, ep=8)
+BATCH = Policy(name="chunked", settings={"max_batch": 32, "budget": 2048})
+CLOSED = Arrivals(generator="closed", concurrency=64)
+OPEN = Arrivals(generator="poisson", rate=6.0)
+
+
+def serving(arrivals: Arrivals = OPEN, *, requests: int = 600, **targets: float) -> Serving:
+    return Serving(
+        requests=Requests(
+            arrivals=arrivals,
+            input=Lengths(generator="lognormal", mean=800.0, cv=0.8),
+            output=Lengths(generator="lognormal", mean=150.0, cv=0.6),
+        ),
+        targets=tuple(Target(metric=name.replace("_", "."), limit=limit) for name, limit in targets.items()),
+        horizon=requests,
+        warm_up=requests // 10,
+    )
+
+
+def mixtral(workload: Serving) -> Scenario:
+    return worlds.scenario(MIXTRAL, short=True, workload=workload)
+
+
+def plan(pool: Pool | None = None, *, replicas: int = 1) -> Plan:
+    return Plan(pools=(replace(pool or worlds.pool(EP8, batching=BATCH), replicas=replicas),))
+
+
+@cache
+def light() -> Result:
+    return simulate(mixtral(serving(ttft_p99=1.0, tpot_p90=0.05)), plan())
+
+
+WORLDS = {
+    "one rank a group": (MIXTRAL, worlds.pool(Parallel(dp=4, tp=2, ep=8), batching=BATCH)),
+    "tensor parallel": (MIXTRAL, worlds.pool(Parallel(tp=8, ep=8), alltoall="reduce", batching=BATCH)),
+    "two copies of the experts": (GPT_OSS, worlds.pool(Parallel(dp=8, ep=4), batching=BATCH)),
+    "pipeline": (GPT_OSS, worlds.pool(Parallel(pp=2, dp=2, ep=2), batching=BATCH)),
+    "two batches": (DEEPSEEK, worlds.pool(EP8, overlap="two_batch", batching=BATCH)),
+    "dense": (DENSE, worlds.pool(Parallel(tp=4), alltoall="reduce", batching=BATCH)),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_table_follows_the_passes_between_its_knots(name: str) -> None:
+    """Steps of 20 random batches within 10 %, half of them within 3 %."""
+    model, pool = WORLDS[name]
+    world = worlds.scenario(model, short=True, cv=0.3 if model != DENSE else 0.0, workload=serving())
+    shared, p = arrangements(world, seed=0, draws=4), pool.parallel
+    table = tabulate(world, pool, shared, most=p.dp * 2048)
+    rng = np.random.default_rng(0)
+    batches, found = [], []
+    for _ in range(20):
+        sequences, context = int(rng.integers(p.edp * p.pp, 32 * p.dp)), float(rng.uniform(100, 4000))
+        prompt = int(rng.integers(16, 2048))
+        largest = int(rng.integers(max(prompt // p.dp, 1), prompt + 1))
+        each, group = max(largest, prompt / p.dp) / p.pp, p.tp * p.cp
+        count = max(each / 800, 1.0)
+        batch = Pass(
+            prefill=each / group,
+            prompts=each / 800 / group,
+            pairs=each * 1500 / group,
+            keys=count * (1500 + each / count / 2) / group,
+            decode=max(sequences / p.pp / p.dp, 1.0) / group,
+            context=context,
+            home=(sequences + prompt) / p.pp / p.ranks,
+        )
+        batches.append(batch)
+        grains = round(sequences * context * GRAIN)
+        found.append(table.mixed(sequences, grains, prompt, prompt * 1500.0, max(largest, prompt / p.dp)) / PER_SECOND)
+        decode = replace(batch, prefill=0.0, prompts=0.0, pairs=0.0, keys=0.0, home=sequences / p.pp / p.ranks)
+        batches.append(decode)
+        found.append(table.decoding(sequences, grains) / PER_SECOND)
+    exact = np.concatenate([pass_times(world, pool, shared, batches[part::2])[0] for part in (0, 1)])
+    error = np.abs(np.array(found[0::2] + found[1::2]) / exact - 1)
+    assert error.max() < 0.1
+    assert np.median(error) < 0.03
+
+
+def test_a_table_is_shared_with_nobody_and_made_alike_twice() -> None:
+    world, pool = mixtral(serving()), worlds.pool(EP8, batching=BATCH)
+    one, other = (tabulate(world, pool, arrangements(world, seed=0, draws=4), most=4096) for _ in range(2))
+    assert one.decode == other.decode
+    assert one.row(7) == other.row(7)
+
+
+def test_steps_in_buckets_are_padded() -> None:
+    world = mixtral(serving())
+    settings = {"max_batch": 32, "buckets": (8, 32)}
+    pool = worlds.pool(EP8, batching=Policy(name="chunked", settings=settings))
+    shared = arrangements(world, seed=0, draws=4)
+    padded = tabulate(world, pool, shared, most=4096)
+    plain = tabulate(world, worlds.pool(EP8, batching=BATCH), shared, most=4096)
+    context = 65 * 500 * GRAIN
+    assert padded.decoding(64, context) == plain.decoding(64, context)
+    assert padded.decoding(65, context) > plain.decoding(65, context)
+    assert padded.row(65)[0][1] == pytest.approx(plain.row(256)[0][1], rel=0.05)
+
+
+def test_percentiles_are_held_against_their_targets() -> None:
+    result = light()
+    assert result.verdict.good
+    assert set(result.verdict.meets) == {"ttft.p99", "tpot.p90", "load", "served"}
+    requests = result.tables["requests"]
+    measured = requests[requests["measured"]]
+    assert len(requests) == 600
+    assert len(measured) == 540
+    assert result.summary["ttft.p99"] == pytest.approx(measured["ttft"].quantile(0.99, interpolation="higher"))
+    between = (result.summary["tpot.p50"] + result.summary["tpot.p99"]) / 2
+    missed = simulate(mixtral(serving(tpot_p99=between, tpot_p50=between)), plan())
+    assert missed.verdict.meets["tpot.p50"]
+    assert not missed.verdict.meets["tpot.p99"]
+    assert missed.verdict.binding == "tpot.p99"
+    assert missed.verdict.why.startswith("tpot.p99 = ")
+    assert {base_metric(name) for name in result.summary} <= set(METRICS)
+
+
+def test_the_load_is_missed_where_replicas_cannot_follow() -> None:
+    flood = Arrivals(generator="poisson", rate=4000.0)
+    one = simulate(mixtral(serving(flood)), plan())
+    assert not one.verdict.good
+    assert one.verdict.binding == "load"
+    assert one.verdict.why.startswith("serves ")
+    assert one.summary["utilization"] > 0.9
+    assert one.summary["queue"] > light().summary["queue"]
+
+
+def test_a_full_batch_takes_the_steps_of_an_estimate() -> None:
+    """A closed loop that keeps a replica full, tensor parallel: tokens/s within 10 % of the formula's."""
+    pool = worlds.pool(
+        Parallel(tp=8, ep=8), alltoall="reduce", batching=Policy(name="chunked", settings={"max_batch": 64})
+    )
+    world = mixtral(serving(CLOSED, requests=1500))
+    constant = Requests(
+        arrivals=CLOSED,
+        input=Lengths(generator="uniform", mean=800.0, cv=0.2),
+        output=Lengths(generator="uniform", mean=150.0, cv=0.2),
+    )
+    world = replace(world, workload=replace(world.workload, requests=constant))
+    simulated, estimated = simulate(world, plan(pool)), estimate(world, plan(pool))
+    assert simulated.summary["throughput"] == pytest.approx(estimated.summary["throughput"], rel=0.1)
+    assert simulated.summary["tpot.mean"] == pytest.approx(estimated.summary["tpot"], rel=0.1)
+
+
+def test_more_replicas_wait_less() -> None:
+    results = [simulate(mixtral(serving(Arrivals(generator="poisson", rate=60.0))), plan(replicas=n)) for n in (1, 2)]
+    assert results[1].summary["e2e.mean"] < results[0].summary["e2e.mean"]
+    assert set(results[1].tables["requests"]["replica"]) == {0, 1}
+    assert results[1].summary["gpus"] == 16
+
+
+def test_plans_face_the_same_requests() -> None:
+    world = mixtral(serving())
+    one, two = simulate_many(world, [plan(), plan(replicas=2)], requests=300, seed=5)
+    for column in ("arrival", "input", "output"):
+        assert np.array_equal(one.tables["requests"][column], two.tables["requests"][column])
+    assert len(one.tables["requests"]) == 300
+    assert not one.tables["requests"]["measured"].iloc[:30].any()
+    again = simulate_many(world, [plan()], requests=300, seed=5)[0]
+    assert again.summary == one.summary
+    other = simulate_many(world, [plan()], requests=300, seed=6)[0]
+    assert other.summary != one.summary
+
+
+def test_replications_are_averaged() -> None:
+    world = mixtral(serving(requests=200))
+    several = simulate(world, plan(), replications=3)
+    assert several.summary != simulate(world, plan()).summary
+    assert len(several.tables["requests"]) == 200
+
+
+def test_cache_is_what_the_rest_leaves() -> None:
+    world = mixtral(serving())
+    pool = worlds.pool(EP8, batching=BATCH)
+    found = capacity(world, [pool])
+    limits, memory = found.limits[0], found.memory
+    per_token = memory.items["kv cache"][0] / (32 * 950)
+    assert limits.largest * per_token <= found.room[0] < (limits.largest + limits.block) * per_token
+    assert limits.blocks == 8 * limits.largest // limits.block
+    assert limits.sequences == 8 * 32
+    assert found.room[0] == pytest.approx(memory.capacity[0] - memory.total[0] + memory.items["kv cache"][0])
+
+
+def test_a_model_larger_than_its_gpus_does_not_fit() -> None:
+    world = worlds.scenario(DEEPSEEK, workload=serving())
+    result = simulate(world, plan(worlds.pool(Parallel(tp=4, ep=4), alltoall="reduce", batching=BATCH)))
+    assert not result.verdict.fits
+    assert result.verdict.why.startswith("does not fit: ")
+    assert result.summary == {}
+    assert set(result.tables) == {"memory"}
+
+
+def test_requests_that_outgrow_the_cache_are_told() -> None:
+    huge = replace(
+        serving(requests=50), requests=replace(serving().requests, input=Lengths(generator="constant", mean=9e8))
+    )
+    result = simulate(mixtral(huge), plan())
+    assert not result.verdict.good
+    assert result.verdict.binding == "kv cache"
+    assert result.verdict.why.startswith("50 of 50 requests were refused")
+
+
+def test_speculation_gives_several_tokens_a_step() -> None:
+    world = mixtral(serving())
+    drafts = Policy(name="chunked", settings={"max_batch": 32, "budget": 2048, "speculated": 2, "acceptance": 0.7})
+    drafted = simulate(world, plan(worlds.pool(EP8, batching=drafts)))
+    assert drafted.summary["tpot.mean"] < 0.75 * light().summary["tpot.mean"]
+
+
+def test_a_policy_that_refuses_is_a_verdict() -> None:
+    odd = worlds.pool(Parallel(dp=6, ep=6), alltoall="deduplicated", batching=BATCH)
+    world = worlds.scenario(GPT_OSS, short=True, workload=serving())
+    twelve = replace(odd, parallel=Parallel(dp=12, ep=12))
+    result = simulate(world, plan(twelve))
+    assert (result.verdict.fits, result.verdict.binding) == (False, "policy")
+
+
+def test_what_cannot_be_simulated() -> None:
+    with pytest.raises(WorkloadError, match="only serving is simulated"):
+        simulate(worlds.scenario(MIXTRAL, short=True, workload=worlds.TRAINING), plan())
+    with pytest.raises(PlanError, match="2 pools"):
+        simulate(mixtral(serving()), Plan(pools=plan().pools * 2))
