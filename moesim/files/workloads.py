@@ -15,7 +15,7 @@ from moesim.world.workload import Arrivals, Lengths, Requests, Serving, Target, 
 
 KINDS = ("serving", "training")
 ARRIVALS = ("poisson", "gamma", "constant")
-LENGTHS = ("constant", "uniform", "lognormal")
+LENGTHS = ("constant", "uniform", "lognormal", "gamma")
 CLOSED = "closed"
 """Name of a closed loop, which keeps a number of requests in flight instead of following a rate."""
 
