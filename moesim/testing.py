@@ -36,10 +36,12 @@ from moesim.policies.protocols import (
     Phase,
     Placement,
     Prefetch,
+    Shortcut,
 )
 from moesim.schedules.ops import AllToAll, Elementwise, Exchange, Gemm, Grouped, Op
-from moesim.schedules.schedule import Schedule, Task
+from moesim.schedules.schedule import Schedule, Task, relayered, series
 from moesim.world.hardware import MEMORY_TIERS
+from moesim.world.model import Moe
 
 __all__ = [
     "check",
@@ -51,6 +53,7 @@ __all__ = [
     "check_overlap",
     "check_placement",
     "check_prefetch",
+    "check_shortcut",
     "rank_loads",
     "sizes_by_name",
 ]
@@ -452,6 +455,32 @@ def _layout() -> Layout:
     )
 
 
+def check_shortcut(shortcut: Shortcut) -> None:
+    """Check that the same work is done in an order that respects what waits for what, and that changes are owned up to.
+
+    A block that starts the routed stream early computes the norm before its gate once more.
+    """
+    moe = Moe(experts=8, topk=2, width=64, input_dim=32)
+    assert shortcut.changes_model or shortcut.mixture(moe) == moe, (
+        "changes the mixture, but says the model is unchanged"
+    )
+    assert shortcut.mixture(shortcut.mixture(moe)) == shortcut.mixture(moe), "changes what it has changed before"
+    dense = _dense_block()
+    assert shortcut(dense, _layout()) == (dense,), "changes a block without experts"
+    pair = series((_dense_pair(), relayered(_moe_block(2), 1)))
+    for alternative in shortcut(pair, _layout()):
+        _check_rearranged(pair, alternative)
+
+
+def _dense_pair() -> Schedule:
+    """A layer of attention and a dense network."""
+    tasks = [
+        Task(name="attention", stream="compute", op=_dense(24)),
+        Task(name="mlp", stream="compute", op=_dense(24), after=(0,)),
+    ]
+    return Schedule(tasks=tuple(tasks), out=(1,), count=np.ones(4))
+
+
 def check_buffering(buffering: Buffering) -> None:
     """Check that no more slots are resident than there are, and that a key ranks every expert of every cache alike."""
     for slots in (16, 64):
@@ -511,6 +540,7 @@ CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
         "overlap": check_overlap,
         "placement": check_placement,
         "prefetch": check_prefetch,
+        "shortcut": check_shortcut,
     }
 )
 """The suite of each kind."""

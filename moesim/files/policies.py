@@ -20,7 +20,6 @@ PLANNED_KINDS = (
     "router",
     "scaling",
     "sharding",
-    "shortcut",
 )
 """Kinds of policy that files may name as soon as there is one of them."""
 

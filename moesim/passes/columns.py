@@ -111,7 +111,7 @@ def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
         p.ep * p.etp > node.gpus,
         min(p.ep * p.etp, CLASSES),
         tuple(sorted(pool.precision.items())),
-        tuple(pool.policy(kind) for kind in ("gating", "alltoall", "overlap", "buffering", "prefetch")),
+        tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")),
         batching.speculated,
     )
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from moesim.ground.units import show
 from moesim.passes.attention import ACTIVATION, unmodelled
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
+from moesim.passes.shortcut import changed_model
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Batching, Buffering, Placement
@@ -96,7 +97,8 @@ def _alike(pools: Sequence[Pool]) -> list[list[int]]:
     for index, pool in enumerate(pools):
         policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
         precision = tuple(sorted(pool.precision.items()))
-        key = (pool.node, pool.framework, pool.parallel.pp, precision, policy.replicated, _drafts(pool))
+        shortcut = pool.policy("shortcut")
+        key = (pool.node, pool.framework, pool.parallel.pp, precision, policy.replicated, _drafts(pool), shortcut)
         groups.setdefault(key, []).append(index)
     return list(groups.values())
 
@@ -148,7 +150,8 @@ def _stage_items(
     scenario: Scenario, cols: Columns, stage: int, sequences: Column, context: Column, tokens: Column, training: bool
 ) -> dict[str, Float[np.ndarray, "plan"]]:
     """Itemise one stage, one number per plan."""
-    model, pool = scenario.model, cols.first
+    pool = cols.first
+    model = changed_model(scenario.model, make("shortcut", pool.policy("shortcut")))
     pp = pool.parallel.pp
     modules = model.mtp if stage == pp - 1 and _drafts(pool) else 0
     layers = [model.layers[number] for number in stage_layers(model, pp, stage)] + [model.layers[-1]] * modules

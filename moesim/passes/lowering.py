@@ -1,8 +1,8 @@
 """From scenario, pools, layouts, batch and drawn routing to a schedule of sizes.
 
 One call lowers many plans at once: they share a structure (which tasks there are), so each op holds one array with a
-leading plan axis. Axes are [plan, draw, rank]. Policies rearrange ops in a fixed order: gating, two-batch, pipelining,
-all-to-all phases. Layers that are equal in every size hold the same op objects, so pricing does each once.
+leading plan axis. Axes are [plan, draw, rank]. Policies rearrange ops in a fixed order: gating, shortcut, two-batch,
+pipelining, all-to-all phases. Layers that are equal in every size hold the same op objects, so pricing does each once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
 from moesim.passes.mixture import add_dense, add_mixture
 from moesim.passes.presence import kind_of, mixture_kinds
+from moesim.passes.shortcut import changed_model, joined_layers, thinned
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Batching, Gating, Overlap, Placement
+from moesim.policies.protocols import AllToAllPolicy, Batching, Gating, Overlap, Placement, Shortcut
 from moesim.schedules.ops import Elementwise, Gemm, Send
 from moesim.schedules.schedule import Schedule, relayered, series
 from moesim.world.hardware import Node, Tier, reach
@@ -44,7 +45,8 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     """
     if not scenario.model.moe_layers:
         return _no_experts()
-    moe = scenario.model.moe(scenario.model.moe_layers[0])
+    shortcut: Shortcut = make("shortcut", pool.policy("shortcut"))
+    moe = shortcut.mixture(scenario.model.moe(scenario.model.moe_layers[0]))
     node = scenario.hardware.offer(pool.node).node
     p = pool.parallel
     placement: Placement = make("placement", pool.policy("placement"))
@@ -96,7 +98,7 @@ def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[
     return {size: float(routing.distinct(rank_of_expert // size).mean()) for size in (1, *sizes)}
 
 
-_Cache = dict[tuple[Layer, int], tuple[Schedule, ...]]
+_Cache = dict[tuple[tuple[Layer, int], ...], tuple[Schedule, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached counts
@@ -113,6 +115,7 @@ class _Setting:
     stage: int
     layers: tuple[int, ...]
     speculated: float
+    shortcut: Shortcut
     overlap: Overlap
     sized: Sized
     replicated: bool
@@ -203,18 +206,21 @@ def lower(
     first = pools[0]
     batching: Batching = make("batching", first.policy("batching"))
     alltoall: AllToAllPolicy = make("alltoall", first.policy("alltoall"))
+    shortcut: Shortcut = make("shortcut", first.policy("shortcut"))
+    model = changed_model(scenario.model, shortcut)
     settings = tuple(
         _Setting(
-            model=scenario.model,
+            model=model,
             node=scenario.hardware.offer(first.node).node,
             fabric=scenario.hardware.fabric,
             cols=columns(pools, scenario.model, folded=all(each.alike for each in drawn)),
             layouts=tuple(layouts),
-            routed=tuple(drawn),
+            routed=tuple(thinned(each, scenario.model, model) for each in drawn),
             batch=batch,
             stage=stage,
             layers=tuple(stage_layers(scenario.model, first.parallel.pp, stage)),
             speculated=float(batching.speculated),
+            shortcut=shortcut,
             overlap=make("overlap", first.policy("overlap")),
             sized={} if sized is None else sized,
             replicated=alltoall.replicated,
@@ -235,12 +241,12 @@ def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tup
     blocks: list[tuple[Schedule, ...]] = []
     if setting.stage == 0:
         blocks.append((_embedding(setting),))
-    blocks.extend(_layer_block(setting, number, cache) for number in layers)
+    blocks.extend(_layer_block(setting, each, cache) for each in joined_layers(setting.model, layers, setting.shortcut))
     if setting.last:
         blocks.append((_head(setting),))
         for module in range(_drafted(setting)):
             blocks.append((_draft_entry(setting, module),))
-            blocks.append(_layer_block(setting, len(setting.model.layers) + module, cache))
+            blocks.append(_layer_block(setting, (len(setting.model.layers) + module,), cache))
             blocks.append((_head(setting, module + 1),))
     else:
         blocks.append((_send(setting),))
@@ -251,13 +257,19 @@ def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tup
     return tuple(with_backward(forward) for forward in alternatives)
 
 
-def _layer_block(setting: _Setting, number: int, cache: _Cache) -> tuple[Schedule, ...]:
-    """Lower one layer, or renumber an equal one lowered before; drafting modules are built like the last layer."""
-    layer = setting.model.layers[min(number, len(setting.model.layers) - 1)]
-    cell = _cell(setting, number) if isinstance(layer.ffn, Moe) else 0
-    if (layer, cell) not in cache:
-        cache[layer, cell] = setting.overlap.block(_lowered_layer(setting, layer, cell), setting.layouts[0])
-    return tuple(relayered(block, number) for block in cache[layer, cell])
+def _layer_block(setting: _Setting, numbers: tuple[int, ...], cache: _Cache) -> tuple[Schedule, ...]:
+    """Lower one block of layers, or renumber an equal one lowered before; drafting modules are like the last layer."""
+    layers = [setting.model.layers[min(number, len(setting.model.layers) - 1)] for number in numbers]
+    cells = [_cell(setting, n) if isinstance(each.ffn, Moe) else 0 for n, each in zip(numbers, layers, strict=True)]
+    key = tuple(zip(layers, cells, strict=True))
+    if key not in cache:
+        written = [relayered(_lowered_layer(setting, *each), place) for place, each in enumerate(key)]
+        joined = written[0] if len(written) == 1 else series(written)
+        layout = setting.layouts[0]
+        cache[key] = tuple(
+            block for way in setting.shortcut(joined, layout) for block in setting.overlap.block(way, layout)
+        )
+    return tuple(relayered(block, numbers[0]) for block in cache[key])
 
 
 def _cell(setting: _Setting, number: int) -> int:

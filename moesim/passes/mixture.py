@@ -40,7 +40,7 @@ def add_mixture(
         _add_network(chain, "shared", dim, width, cols, tokens, gated=moe.gated)
     latent = moe.input_dim != dim
     if latent:
-        _add_projection(chain, dim, moe.input_dim, cols, tokens)
+        _add_projection(chain, "pack", dim, moe.input_dim, cols, tokens)
     _add_pack(chain, moe, sized, tokens)
     _add_phases(chain, "sizes", sized.sizes)
     _add_phases(chain, "dispatch", sized.dispatch)
@@ -48,7 +48,7 @@ def add_mixture(
     _add_phases(chain, "combine", sized.combine)
     chain.add("unpack", Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION))
     if latent:
-        _add_projection(chain, moe.input_dim, dim, cols, tokens)
+        _add_projection(chain, "unpack", moe.input_dim, dim, cols, tokens)
 
 
 def add_dense(chain: Chain, dense: Dense, dim: int, cols: Columns, tokens: Sizes, tiers: Mapping[str, str]) -> None:
@@ -67,9 +67,9 @@ def _add_network(chain: Chain, name: str, dim: int, width: Sizes, cols: Columns,
     chain.add(name, Gemm(m=tokens, n=column([dim]), k=width, dtype=weights))
 
 
-def _add_projection(chain: Chain, inner: int, outer: int, cols: Columns, tokens: Sizes) -> None:
+def _add_projection(chain: Chain, name: str, inner: int, outer: int, cols: Columns, tokens: Sizes) -> None:
     """Append the projection into or out of the latent space experts work in."""
-    chain.add("shared", Gemm(m=tokens, n=column([outer]), k=column([inner]), dtype=cols.formats["dense"]))
+    chain.add(name, Gemm(m=tokens, n=column([outer]), k=column([inner]), dtype=cols.formats["dense"]))
 
 
 def _add_pack(chain: Chain, moe: Moe, sized: Mixture, tokens: Sizes) -> None:

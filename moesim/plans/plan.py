@@ -53,7 +53,7 @@ class Parallel:
         return self.ranks * self.pp
 
 
-KINDS = ("placement", "gating", "alltoall", "overlap", "buffering", "prefetch", "batching")
+KINDS = ("placement", "gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch", "batching")
 """Kinds of policy a pool must name; `files` fills in the defaults below."""
 
 DEFAULT_POLICIES: Mapping[str, Policy] = MappingProxyType(
@@ -61,6 +61,7 @@ DEFAULT_POLICIES: Mapping[str, Policy] = MappingProxyType(
         "placement": Policy(name="contiguous"),
         "gating": Policy(name="dynamic"),
         "alltoall": Policy(name="linear"),
+        "shortcut": Policy(name="none"),
         "overlap": Policy(name="none"),
         "buffering": Policy(name="resident"),
         "prefetch": Policy(name="none"),

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from moesim.plans.layout import Layout
 from moesim.schedules.ops import Exchange, Op
 from moesim.schedules.schedule import Schedule
+from moesim.world.model import Moe
 
 Counts = Shaped[np.ndarray, "*#lead rank expert"]
 
@@ -141,6 +142,29 @@ class Overlap(Protocol):
 
     def whole(self, halves: tuple[Schedule, ...]) -> Schedule:
         """Join the lowered sub-batches, as many as `halves`, into one schedule."""
+        ...
+
+
+@runtime_checkable
+class Shortcut(Protocol):
+    """Change what the routed experts are and which representation they read."""
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether it does either."""
+        ...
+
+    @property
+    def joins(self) -> bool:
+        """Whether it rearranges a dense layer and the MoE layer after it as one block."""
+        ...
+
+    def mixture(self, moe: Moe) -> Moe:
+        """Return the mixture it makes of the model's."""
+        ...
+
+    def __call__(self, block: Schedule, layout: Layout) -> tuple[Schedule, ...]:
+        """Rearrange a block; several results are alternatives, of which the planner keeps the fastest."""
         ...
 
 

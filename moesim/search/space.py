@@ -40,7 +40,7 @@ TRAINING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 )
 """The same for training, where a batch is a microbatch of whole sequences and experts have no copies."""
 
-POLICY_AXES = ("placement", "gating", "alltoall", "overlap", "buffering")
+POLICY_AXES = ("placement", "gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")
 PRECISION = "precision."
 OTHER_AXES = ("node", "framework", "max_batch", "microbatch")
 DEGREE_AXES = tuple(f"parallel.{degree}" for degree in ("pp", "dp", "tp", "cp", "ep", "etp"))
