@@ -18,7 +18,7 @@ from moesim.files.yaml import dump_scenario, dump_study, load_hardware, load_sce
 from moesim.ground.errors import InputError
 from moesim.ground.units import Source
 from moesim.plans.plan import Policy, Space
-from moesim.world.attention import Gqa, Linear, Mla, Unmodelled, Window
+from moesim.world.attention import Gqa, Indexer, Linear, Mla, Unmodelled, Window
 from moesim.world.generators import Balanced, Skewed, skewed
 from moesim.world.hardware import Fit, Hardware
 from moesim.world.model import Dense, Layer, Model, Moe
@@ -90,10 +90,9 @@ def test_nothing_shipped_is_looked_up(again, monkeypatch):
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_shipped_model_reads_back_equal(name):
-    sourced = models.load_sourced(name)
-    tree = model_tree(sourced.model, sourced.source)
-    assert models.read_layers(tree, "model") == sourced
-    assert (sourced.source.kind, bool(sourced.source.title)) == ("published", True)
+    entry = models.load_entry(name)
+    tree = model_tree(entry.model, entry.source)
+    assert models.read_layers(tree, "model") == replace(entry, published=None)
 
 
 @pytest.mark.parametrize("name", profiles.profile_names("node"))
@@ -136,12 +135,17 @@ def test_a_table_of_weights_has_no_place_in_a_file():
 
 NUMBERS = st.floats(1e-3, 1e15, allow_nan=False)
 COUNTS = st.integers(1, 512)
+FLAGS = st.booleans()
+FEW, MANY = st.sampled_from([1, 2, 4]), st.sampled_from([8, 12, 64])  # of heads: the few divide the many
+INDEXERS = st.none() | st.builds(Indexer, heads=COUNTS, dim=COUNTS, topk=COUNTS)
 ATTENTIONS = st.one_of(
     st.none(),
-    st.builds(Gqa, heads=COUNTS, kv_heads=COUNTS, head_dim=COUNTS, value_dim=COUNTS, gated=st.booleans()),
-    st.builds(Window, heads=COUNTS, kv_heads=COUNTS, head_dim=COUNTS, value_dim=COUNTS, window=COUNTS),
-    st.builds(Mla, heads=COUNTS, q_lora=COUNTS, kv_lora=COUNTS, rope=COUNTS, nope=COUNTS, value_dim=COUNTS),
-    st.builds(Linear, key_heads=COUNTS, value_heads=COUNTS, key_dim=COUNTS, value_dim=COUNTS, conv=COUNTS),
+    st.builds(Gqa, heads=MANY, kv_heads=FEW, head_dim=COUNTS, value_dim=COUNTS, gated=FLAGS, tied_values=FLAGS),
+    st.builds(Window, heads=MANY, kv_heads=FEW, head_dim=COUNTS, value_dim=COUNTS, window=COUNTS, chunked=FLAGS),
+    st.builds(
+        Mla, heads=COUNTS, q_lora=COUNTS, kv_lora=COUNTS, rope=COUNTS, nope=COUNTS, value_dim=COUNTS, indexer=INDEXERS
+    ),
+    st.builds(Linear, key_heads=FEW, value_heads=MANY, key_dim=COUNTS, value_dim=COUNTS, conv=COUNTS, delta=FLAGS),
     st.builds(Unmodelled, name=st.text("abc", min_size=1), heads=COUNTS, parameters=COUNTS),
 )
 FFNS = st.one_of(
@@ -159,7 +163,7 @@ FORMATS = {"experts": "fp8", "attention": "bf16", "dense": "bf16", "embedding": 
 def test_any_pattern_of_layers_reads_back_equal(repeated, turns, rest, tied):
     model = Model(name="m", layers=(*repeated * turns, *rest), vocab=10, dtype_of=FORMATS, tied=tied, mtp=int(tied))
     source = Source(kind="derived", title="drawn")
-    assert models.read_layers(model_tree(model, source), "model") == models.Sourced(model=model, source=source)
+    assert models.read_layers(model_tree(model, source), "model") == models.Entry(model=model, source=source)
 
 
 LENGTHS = st.builds(Lengths, generator=st.just("lognormal"), mean=st.floats(1, 1e6), cv=st.floats(0, 3))

@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from moesim.files.checked import Readers, check, gather, refuse, shown
+from moesim.files.checked import by_name, check, refuse, shown
 from moesim.files.huggingface import read_config
+from moesim.files.layers import layered
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ModelError, nearest
 from moesim.ground.units import Source
-from moesim.world.attention import Attention, Cross, Gqa, Linear, Mla, Unmodelled, Window
-from moesim.world.formats import BITS
-from moesim.world.model import Dense, Layer, Model, Moe
+from moesim.world.formats import BITS, TENSORS
+from moesim.world.model import Model
 
 ZOO = "moesim/data/models"
 
-KINDS: Mapping[str, Mapping[str, type]] = {
-    "attention": {
-        "gqa": Gqa,
-        "window": Window,
-        "mla": Mla,
-        "linear": Linear,
-        "cross": Cross,
-        "unmodelled": Unmodelled,
-    },
-    "ffn": {"dense": Dense, "moe": Moe},
-}
-"""What a layer's parts may be, by the `kind` a file gives them."""
 
-TENSORS = ("experts", "attention", "dense", "embedding", "kv")
-"""Classes of tensors with a storage format of their own."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A published number of parameters, and half of the last digit it was printed with."""
+
+    value: float
+    half_digit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sourced:
-    """A model and where its numbers came from."""
+class Published:
+    """What a model's makers say of its size.
+
+    `vocabulary` tells which vocabulary matrices their active figure counts; `apart` is the part of their total that is
+    no part of the language model; `unclear` says why a figure cannot be held to 1 %, and by how much it may be off.
+    """
+
+    total: Figure
+    source: Source
+    active: Figure | None = None
+    vocabulary: Literal["none", "head", "both"] = "head"
+    apart: Figure | None = None
+    unclear: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A model of the zoo: where its architecture was read, and what is published of it."""
 
     model: Model
     source: Source
+    published: Published | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Repeat:
-    """Layers that follow each other a number of times."""
+class _File:
+    """The fields of a YAML file that describes a model by a configuration.
 
-    repeat: int
-    layers: tuple[Layer, ...]
+    `like` names a model of the zoo whose configuration `config` changes; `dtype_of` gives formats that the
+    configuration does not say.
+    """
+
+    name: str
+    config: Mapping[str, Any] | None = None
+    like: str = ""
+    dtype_of: Mapping[str, str] | None = None
+    source: Source | None = None
+    published: Published | None = None
 
 
 def model_names() -> tuple[str, ...]:
@@ -66,120 +84,108 @@ def load(name: str | Path, folder: Path | None = None) -> Model:
     ModelError
         No such model, or a file with faults.
     """
-    return load_sourced(name, folder).model
+    return load_entry(name, folder).model
 
 
-def load_sourced(name: str | Path, folder: Path | None = None) -> Sourced:
-    """Load a model together with where its numbers came from; raises what `load` does."""
-    text = str(name)
-    if text.endswith((".json", ".yaml", ".yml")):
-        path = (folder or Path()) / text
-        return _from_file(path, str(path), path.parent.name or path.stem)
-    if text not in model_names():
-        problem = f"no built-in model is called `{text}`"
-        raise ModelError(text, [Fault(path="", problem=problem, remedy=_where_to_look(text))])
-    return _built_in(text)
-
-
-def _where_to_look(name: str) -> str:
-    return f"{nearest(name, model_names())} or give the path of a config.json"
-
-
-@lru_cache(maxsize=256)
-def _built_in(name: str) -> Sourced:
-    return _from_file(packaged(ZOO).joinpath(f"{name}.yaml"), f"{ZOO}/{name}.yaml", name)
-
-
-def _from_file(file: Traversable, label: str, name: str) -> Sourced:
-    tree = read(file, label, ModelError)
-    if "layers" in tree:
-        return read_layers(tree, label)
-    config = tree.get("config", tree)
-    if not isinstance(config, Mapping):
-        raise ModelError(label, [Fault(path="config", problem="is not a section", remedy="give the model's fields")])
-    model = read_config(config, str(tree.get("name", name)), label)
-    return Sourced(model=model, source=_source(tree.get("source"), label))
-
-
-def _source(given: Tree, file: str) -> Source:
-    """Say where a model's numbers came from: the place or the source its file names, or the file itself."""
-    if isinstance(given, Mapping):
-        return check(Source, given, file)
-    if given is not None:
-        return Source(kind="published", title=str(given))
-    return Source(kind="assumed", title="the user's own file", raw=file)
-
-
-def read_layers(tree: Mapping[str, Tree], file: str) -> Sourced:
-    """Read a model written as a list of layers, in which ``{repeat: n, layers: [...]}`` stands for n times the list.
+def load_entry(name: str | Path, folder: Path | None = None) -> Entry:
+    """Load a model with what is known about it besides; a file's source is the file itself.
 
     Raises
     ------
     ModelError
+        No such model, or a file with faults.
+    """
+    text = str(name)
+    if text.endswith((".json", ".yaml", ".yml")):
+        path = (folder or Path()) / text
+        return _from_file(path, str(path), path.parent.name or path.stem)
+    return _built_in(_known(text))
+
+
+def _known(name: str) -> str:
+    if name in model_names():
+        return name
+    remedy = f"{nearest(name, model_names())} or give the path of a config.json"
+    raise ModelError(name, [Fault(path="", problem=f"no built-in model is called `{name}`", remedy=remedy)])
+
+
+@lru_cache(maxsize=256)
+def _built_in(name: str) -> Entry:
+    return _from_file(packaged(ZOO).joinpath(f"{name}.yaml"), f"{ZOO}/{name}.yaml", name)
+
+
+def _from_file(file: Traversable, label: str, name: str) -> Entry:
+    tree = read(file, label, ModelError)
+    if label.endswith(".json"):
+        return Entry(model=read_config(tree, name, label), source=_given(label))
+    if "layers" in tree:
+        return read_layers(tree, label)
+    facts = _facts({"name": name, **tree}, label)
+    return Entry(model=_from_config(facts, label), source=facts.source or _given(label), published=facts.published)
+
+
+def read_layers(tree: Mapping[str, Tree], file: str) -> Entry:
+    """Read a model written as a list of layers, in which ``{repeat: n, layers: [...]}`` stands for n times the list.
+
+    Raises
+    ------
+    InputError
         With every fault.
     """
-    fields = {name: value for name, value in tree.items() if name != "source"}
-    readers: Readers = {tuple[Layer, ...]: lambda items: _layers(items, file)}
-    model = check(Model, fields, file, error=ModelError, readers=readers, rules={Model: _model_faults})
-    return Sourced(model=model, source=_source(tree.get("source"), file))
+    about = {key: tree[key] for key in ("source", "published") if key in tree}
+    facts = _facts({"name": "", "config": {}, **about}, file)
+    model = layered({key: value for key, value in tree.items() if key not in about}, file)
+    return Entry(model=model, source=facts.source or _given(file), published=facts.published)
 
 
-def _layers(items: Tree, file: str) -> tuple[Layer, ...]:
-    if not isinstance(items, list) or not items:
-        raise refuse(file, f"{shown(items)} is not a list of layers", "write one layer a line, each after a dash")
-    found = gather(file, enumerate(items), lambda _, item: _item(item, file))
-    return tuple(layer for group in found.values() for layer in group)
+def _facts(tree: Mapping[str, Tree], file: str) -> _File:
+    readers = {Figure: lambda value: figure(value, file)}
+    return check(_File, tree, file, error=ModelError, readers=readers, rules={_File: _faults})
 
 
-def _item(item: Tree, file: str) -> tuple[Layer, ...]:
-    if isinstance(item, Mapping) and "repeat" in item:
-        repeated: Readers = {tuple[Layer, ...]: lambda items: _layers(items, file)}
-        several = check(_Repeat, item, file, readers=repeated)
-        return several.layers * several.repeat
-    readers: Readers = {
-        Attention | None: lambda value: _kind("attention", value, file),
-        Dense | Moe | None: lambda value: _kind("ffn", value, file),
-    }
-    return (check(Layer, item, file, readers=readers, rules={Layer: _layer_faults}),)
+def _given(file: str) -> Source:
+    return Source(kind="assumed", title="the user's own file", raw=file)
 
 
-def _kind(part: str, value: Tree, file: str) -> Any:
-    """Read one part of a layer as the record its `kind` names; ``none`` is a part the layer does not have."""
-    if value == "none":
-        return None
-    kinds = KINDS[part]
-    if not isinstance(value, Mapping) or "kind" not in value:
-        remedy = f"write `none`, or a section with `kind`: {', '.join(kinds)}"
-        raise refuse(file, f"{shown(value)} has no `kind`", remedy)
-    kind = str(value["kind"])
-    if kind not in kinds:
-        raise refuse(file, f"`{kind}` is unknown", nearest(kind, kinds), path="kind")
-    fields = {name: inner for name, inner in value.items() if name != "kind"}
-    return check(kinds[kind], fields, file, rules={Moe: _moe_faults})
+def _from_config(facts: _File, label: str) -> Model:
+    base = by_name(label, facts.like, lambda: _config_of(facts.like)) if facts.like else {}
+    model = read_config({**base, **(facts.config or {})}, facts.name, label)
+    return replace(model, dtype_of={**model.dtype_of, **(facts.dtype_of or {})})
 
 
-def _moe_faults(moe: Moe) -> Iterator[tuple[str, str, str]]:
-    if not 1 <= moe.topk <= moe.experts:
-        yield "topk", f"{moe.topk} of {moe.experts} experts", f"choose 1 to {moe.experts}"
-    if moe.groups < 1 or moe.experts % moe.groups:
-        yield "groups", f"{moe.groups} does not divide {moe.experts} experts", "choose a divisor"
+def _config_of(name: str) -> dict[str, Tree]:
+    """Return the configuration of a model of the zoo."""
+    tree = read(packaged(ZOO).joinpath(f"{_known(name)}.yaml"), f"{ZOO}/{name}.yaml", ModelError)
+    base = _config_of(tree["like"]) if "like" in tree else {}
+    if "layers" in tree:
+        raise refuse(name, f"`{name}` is a list of layers, which cannot be changed field by field", "copy the list")
+    return {**base, **tree.get("config", {})}
 
 
-def _layer_faults(layer: Layer) -> Iterator[tuple[str, str, str]]:
-    if layer.part not in ("encoder", "decoder"):
-        yield "part", f"`{layer.part}` is unknown", nearest(layer.part, ["encoder", "decoder"])
-    if layer.dim < 1:
-        yield "dim", "is zero", "give the layer's width"
-    if layer.tokens <= 0:
-        yield "tokens", f"{layer.tokens} is not positive", "give tokens here per input token, such as 0.25"
-
-
-def _model_faults(model: Model) -> Iterator[tuple[str, str, str]]:
-    for tensor in TENSORS:
-        if tensor not in model.dtype_of:
-            yield f"dtype_of.{tensor}", "is missing", "give its storage format, such as `bf16`"
-    for tensor, dtype in model.dtype_of.items():
+def _faults(file: _File) -> Any:
+    if file.config is None and not file.like:
+        yield "config", "is missing", "give the fields of a config.json, or `like`, or `layers`"
+    for tensor, dtype in (file.dtype_of or {}).items():
         if tensor not in TENSORS:
             yield f"dtype_of.{tensor}", "unknown class of tensors", nearest(tensor, TENSORS)
         if dtype not in BITS:
             yield f"dtype_of.{tensor}", f"`{dtype}` is unknown", nearest(dtype, BITS)
+
+
+SCALES = {"M": 1e6, "B": 1e9, "T": 1e12}
+_FIGURE = re.compile(r"(\d+)(?:\.(\d+))?([MBT])\Z")
+
+
+def figure(text: Tree, file: str) -> Figure:
+    """Read a number of parameters as it was printed.
+
+    Examples
+    --------
+    >>> figure("46.7B", "mixtral.yaml")
+    Figure(value=46700000000.0, half_digit=50000000.0)
+    """
+    match = _FIGURE.match(text) if isinstance(text, str) else None
+    if match is None:
+        raise refuse(file, f"{shown(text)} is not a number of parameters", "write it as printed, such as `46.7B`")
+    whole, decimals, scale = match[1], match[2] or "", SCALES[match[3]]
+    return Figure(value=float(f"{whole}.{decimals or 0}") * scale, half_digit=scale / 10 ** len(decimals) / 2)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moesim.deployments.metrics import METRICS, base_metric
-from moesim.files.models import KINDS
+from moesim.files.layers import KINDS
 from moesim.files.policies import policy_tree
 from moesim.files.routings import routing_tree
 from moesim.files.trees import Tree

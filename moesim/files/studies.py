@@ -81,7 +81,7 @@ class _Sections:
             if not isinstance(name, str):
                 remedy = "give a built-in name, `{config: config.json}`, or its `layers`"
                 raise refuse(self.file, f"{shown(tree)} is not a model", remedy)
-            found = by_name(self.file, name, lambda: models.load_sourced(name, self.folder))
+            found = by_name(self.file, name, lambda: models.load_entry(name, self.folder))
         self.models.append(found.model)
         self.sources["model"] = found.source
         return found.model
