@@ -1,12 +1,14 @@
 """Every hardware profile, framework and routing preset that ships: it loads, and each number has a source."""
 
 import copy
+import shutil
 from importlib.resources import files
 
 import pytest
 
+from moesim.files import profiles
 from moesim.files.frameworks import built_in_frameworks
-from moesim.files.profiles import FOLDERS, load_profile, profile_names
+from moesim.files.profiles import FITS, FOLDERS, fitted_names, load_fits, load_profile, profile_names
 from moesim.files.routings import load_preset, preset_names
 from moesim.files.sources import is_number
 from moesim.files.trees import read
@@ -34,7 +36,10 @@ def sourced(tree, path=()):
 
 
 def test_every_file_is_listed_once():
-    assert len(PROFILES) == len(list(ROOT.rglob("*.yaml")))
+    fitted = list(ROOT.joinpath(FITS).rglob("*.yaml"))
+    assert len(PROFILES) + len(fitted) == len(list(ROOT.rglob("*.yaml")))
+    assert {str(file.relative_to(ROOT.joinpath(FITS)).with_suffix("")) for file in fitted} == set(fitted_names())
+    assert set(fitted_names()) <= set(profile_names("device"))
     assert len(set(PROFILES)) == len(PROFILES)
 
 
@@ -95,6 +100,7 @@ def test_a_node_is_plausible(name):
         ("nvidia/a100-80gb-sxm", 80e9, 2.039e12, 312e12),
         ("nvidia/h100-sxm", 80e9, 3.35e12, 989e12),
         ("nvidia/h200-sxm", 141e9, 4.8e12, 989e12),
+        ("nvidia/b200", 180e9, 8e12, 2250e12),
         ("nvidia/gb200", 186e9, 8e12, 2500e12),
         ("nvidia/a30", 24e9, 933e9, 165e12),
     ],
@@ -104,6 +110,45 @@ def test_a_device_has_its_datasheet_numbers(name, memory, bandwidth, bf16):
     assert device.memory == pytest.approx(memory)
     assert device.bandwidth == pytest.approx(bandwidth)
     assert device.flop_rate["bf16"] == pytest.approx(bf16, rel=1e-3)
+
+
+FITTED = """
+fits:
+  gemm/bf16:
+    form: gemm
+    params: {rate: 0.8, launch: 3.0e-6}
+    shared: 0.05
+    point: 0.03
+    box: {m: [1, 32768]}
+    source: %s
+sources:
+  sweep: {kind: fitted, title: a sweep of shapes}
+"""
+
+
+def test_fits_of_a_file_of_their_own(tmp_path):
+    file = tmp_path / "fits.yaml"
+    file.write_text(FITTED % "sweep")
+    (fit,) = load_fits(file, str(file)).values()
+    assert (fit.form, fit.params["launch"], fit.box["m"], fit.source.kind) == ("gemm", 3e-6, (1, 32768), "fitted")
+
+
+def test_a_fit_of_an_unknown_source_is_refused(tmp_path):
+    file = tmp_path / "fits.yaml"
+    file.write_text(FITTED % "swept")
+    with pytest.raises(ProfileError, match="no source is called `swept`"):
+        load_fits(file, str(file))
+
+
+def test_a_device_gets_the_fits_written_for_it(tmp_path, monkeypatch):
+    shutil.copytree(str(ROOT), tmp_path / "profiles")
+    own = tmp_path / "profiles" / FITS / "nvidia" / "b200.yaml"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text(FITTED % "sweep")
+    monkeypatch.setattr(profiles, "packaged", lambda name: tmp_path / "profiles" / name.partition("/")[2])
+    profiles._built_in.cache_clear()
+    assert "gemm/bf16" in load_profile("node", "nvidia/hgx-b200").profile.device.fits
+    profiles._built_in.cache_clear()
 
 
 def test_frameworks_ship_with_sources_the_plain_one_first():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from moesim.files.checked import Readers, Rules, by_name, check, not_positive, refuse, shown
@@ -23,7 +24,7 @@ FOLDERS: Mapping[str, str] = {"device": "", "node": "nodes", "fabric": "fabrics"
 
 DTYPES = (*BITS, "tf32")
 FITS = "fits"
-"""The part of a device that names its sources in its own way."""
+"""The part of a device that names its sources in its own way, and the folder of what was fitted for built-in ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,11 @@ class Fabric:
 
     name: str
     tiers: tuple[Tier, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fits:
+    fits: Mapping[str, Fit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +51,7 @@ class Sourced:
 def profile_names(kind: str) -> tuple[str, ...]:
     """List the built-in devices, nodes or fabrics."""
     folder = packaged(f"{PROFILES}/{FOLDERS[kind]}" if FOLDERS[kind] else PROFILES)
-    others = tuple(filter(None, FOLDERS.values())) if not FOLDERS[kind] else ()
+    others = () if FOLDERS[kind] else (*filter(None, FOLDERS.values()), FITS)
     return names_under(folder, leave_out=(*others, "__pycache__"))
 
 
@@ -78,7 +84,8 @@ def load_profile(kind: str, name: str, folder: Path | None = None) -> Sourced:
 @lru_cache(maxsize=256)
 def _built_in(kind: str, name: str) -> Sourced:
     file = "/".join(filter(None, (FOLDERS[kind], f"{name}.yaml")))
-    return _load(kind, packaged(PROFILES).joinpath(file), f"hardware_profiles/{file}")
+    found = _load(kind, packaged(PROFILES).joinpath(file), f"hardware_profiles/{file}")
+    return _with_fits(found) if kind == "device" else found
 
 
 def _load(kind: str, file: Traversable, label: str) -> Sourced:
@@ -91,13 +98,49 @@ def _device(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
     return _made_device(split(tree, file, bare=(FITS,)), file)
 
 
+def _with_fits(found: Sourced) -> Sourced:
+    """Add what was fitted for a built-in device, which lies in a file of its own; a key of the device's file stays."""
+    device: Device = found.profile
+    if device.name not in fitted_names():
+        return found
+    fits = load_fits(
+        packaged(PROFILES).joinpath(f"{FITS}/{device.name}.yaml"), f"hardware_profiles/{FITS}/{device.name}.yaml"
+    )
+    return replace(found, profile=replace(device, fits=MappingProxyType({**fits, **device.fits})))
+
+
+def fitted_names() -> tuple[str, ...]:
+    """List the built-in devices that something was fitted for."""
+    folder = packaged(PROFILES).joinpath(FITS)
+    return names_under(folder) if folder.is_dir() else ()
+
+
+def load_fits(file: Traversable, label: str) -> Mapping[str, Fit]:
+    """Load a file of fits: ``fits`` by key "operation/dtype/kernel", each naming an entry of the file's ``sources``.
+
+    Raises
+    ------
+    ProfileError
+        No such file, or one with faults.
+    """
+    parts = split(read(file, label, ProfileError), label, bare=(FITS,))
+    rules: Rules = {Fit: _fit_faults}
+    return check(
+        _Fits, parts.plain, label, error=ProfileError, readers=_by_key(parts, label), rules=rules, also=parts.faults
+    ).fits
+
+
+def _by_key(parts: Split, file: str) -> Readers:
+    return {Source: lambda key: _source(key, parts.table, file)}
+
+
 def _made_device(parts: Split, file: str) -> Sourced:
     device = check(
         Device,
         parts.plain,
         file,
         error=ProfileError,
-        readers={Source: lambda key: _source(key, parts.table, file)},
+        readers=_by_key(parts, file),
         rules={Device: _device_faults, Fit: _fit_faults},
         also=parts.faults,
     )
