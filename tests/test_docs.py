@@ -16,6 +16,8 @@ import pytest
 from moesim.deployments.metrics import METRICS
 from moesim.files.frameworks import load_framework
 from moesim.files.profiles import load_profile
+from moesim.files.routings import read_routing
+from moesim.files.trees import read
 from moesim.files.yaml import load_model, load_plan, load_scenario, load_study
 from moesim.policies.finding import find, kinds, names, settings
 from moesim.schedules.costs import priors
@@ -34,6 +36,7 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "fabric": lambda path: load_profile("fabric", path),
     "model": load_model,
     "framework": lambda path: load_framework(Path(path)),
+    "routing": lambda path: read_routing(read(Path(path)), path),
 }
 
 BLOCK = re.compile(

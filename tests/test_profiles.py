@@ -163,10 +163,14 @@ def test_frameworks_ship_with_sources_the_plain_one_first():
 
 def test_routing_presets_ship_with_sources():
     found = {name: load_preset(name) for name in preset_names()}
-    assert {name: preset.cv for name, (preset, _) in found.items()} == {
-        "balanced": 0.0,
+    assert {name: preset.recipe.cv for name, preset in found.items() if preset.recipe.cv} == {
+        "affinity": 0.1,
         "deepseek": 0.25,
         "early_training": 1.06,
         "mixtral": 0.11,
+        "nllb_decoder": 1.36,
+        "nllb_encoder": 1.12,
+        "olmoe": 0.54,
+        "qwen3": 0.51,
     }
-    assert all(preset.name == name and "cv" in sources for name, (preset, sources) in found.items())
+    assert all(preset.sources for preset in found.values())

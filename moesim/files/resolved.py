@@ -54,7 +54,7 @@ def scenario_tree(scenario: Scenario) -> dict[str, Tree]:
         "workload": workload_tree(scenario.workload),
     }
     if scenario.model.moe_layers:
-        tree["routing"] = routing_tree(scenario.routing, scenario.sources.get("routing.cv"))
+        tree["routing"] = routing_tree(scenario.routing, _below(scenario.sources, "routing."))
     if scenario.failures != Failures():
         tree["failures"] = written(scenario.failures)
     tree["frameworks"] = {

@@ -1,18 +1,20 @@
-"""The ``routing`` section: a preset or a skew, made into a distribution for a model's experts."""
+"""The ``routing`` section: a preset or numbers of one's own, made into a distribution for a model's experts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
-from moesim.files.checked import Rules, check, refuse, shown
+from moesim.files.checked import Readers, Rules, check, refuse, shown
 from moesim.files.sources import split
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.files.written import Sourcing, written
 from moesim.ground.errors import WorkloadError, nearest
 from moesim.ground.units import Source
-from moesim.world.generators import Balanced, Recipe, Skewed, skewed
+from moesim.world.generators import Balanced, Drift, Drifting, Fade, Limits, Phased, Recipe, Skewed, Topical, made
 from moesim.world.model import Model
 from moesim.world.routing import Routing
 
@@ -20,27 +22,11 @@ PRESETS = "moesim/data/routing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """A routing found in the wild: the coefficient of variation of the experts' shares (0: balanced)."""
+class Asked:
+    """What a routing section asks for, and where its numbers came from: those the user gave need no source."""
 
-    name: str
-    cv: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skew:
-    """What a routing section asks for; `source` is empty where the user gave the number and no source."""
-
-    cv: float
-    seed: int
-    source: Source | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Section:
-    preset: str = ""
-    cv: float = -1.0
-    seed: int = 0
+    recipe: Recipe
+    sources: Mapping[str, Source]
 
 
 def preset_names() -> tuple[str, ...]:
@@ -49,19 +35,17 @@ def preset_names() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def load_preset(name: str) -> tuple[Preset, Mapping[str, Source]]:
-    """Load a built-in preset with the source of its numbers."""
+def load_preset(name: str) -> Asked:
+    """Load a built-in preset with the sources of its numbers."""
     label = f"{PRESETS}/{name}.yaml"
     parts = split(read(packaged(PRESETS).joinpath(f"{name}.yaml"), label, WorkloadError), label)
-    return check(Preset, parts.plain, label, error=WorkloadError, also=parts.faults), parts.sources
+    return Asked(
+        recipe=check(Recipe, parts.plain, label, error=WorkloadError, also=parts.faults), sources=parts.sources
+    )
 
 
-NOT_YET = ("sticky", "drift")
-"""Fields of a routing that no generator models yet; refused rather than passed over."""
-
-
-def read_skew(tree: Tree, file: str) -> Skew:
-    """Read a routing section.
+def read_routing(tree: Tree, file: str) -> Asked:
+    """Read a routing section: a preset, any of whose numbers may be given anew, or numbers alone.
 
     Raises
     ------
@@ -70,30 +54,96 @@ def read_skew(tree: Tree, file: str) -> Skew:
     """
     if not isinstance(tree, Mapping):
         raise refuse(file, f"{shown(tree)} is not a section", "write it as `{preset: deepseek}`")
-    for name in (name for name in NOT_YET if name in tree):
-        raise refuse(file, "is not modeled yet", "leave it out", path=name)
-    parts = split(tree, file, bare=("seed",)) if "sources" in tree else None
-    fields = parts.plain if parts else tree
-    if isinstance(fields.get("cv"), Mapping):
-        raise refuse(file, "a skew that changes with time is not modeled yet", "give one number", path="cv")
-    rules: Rules = {_Section: lambda found: _section_faults(found, "cv" in fields)}
-    section = check(_Section, fields, file, rules=rules, also=parts.faults if parts else ())
-    if section.cv >= 0:
-        return Skew(cv=section.cv, seed=section.seed, source=parts.sources.get("cv") if parts else None)
-    preset, sources = load_preset(section.preset)
-    return Skew(cv=preset.cv, seed=section.seed, source=sources["cv"])
+    parts = split(tree, file, bare=("seed", "preset")) if "sources" in tree else None
+    given = dict(parts.plain if parts else tree)
+    base = _base(given.pop("preset", None), given, file)
+    _plain_words(given, file)
+    rules: Rules = {Recipe: _recipe_faults, Drift: _drift_faults, Fade: _fade_faults}
+    readers: Readers = {place: lambda value: _steps(value, file) for place in _STEPS}
+    alone = check(Recipe, given, file, readers=readers, rules=rules, also=parts.faults if parts else ())
+    recipe = replace(_ready(base.recipe, given), **{name: getattr(alone, name) for name in given})
+    if "cv" in given and "tilt" not in given and base.recipe.cv:
+        recipe = replace(recipe, tilt=base.recipe.tilt * recipe.cv / base.recipe.cv)  # topics as unlike as they were
+    sources = {path: source for path, source in base.sources.items() if path.partition(".")[0] not in given}
+    return Asked(recipe=recipe, sources=sources | dict(parts.sources if parts else {}))
 
 
-def _section_faults(section: _Section, given: bool) -> Iterator[tuple[str, str, str]]:
-    if section.preset and section.preset not in preset_names():
-        yield "preset", f"`{section.preset}` is unknown", nearest(section.preset, preset_names())
-    if given and section.cv < 0:
-        yield "cv", f"{section.cv} is negative", "give deviation over mean of the experts' shares, such as 0.25"
-    if not given and not section.preset:
-        yield "preset", "is missing", f"name one ({', '.join(preset_names())}) or give `cv`"
+def _base(name: Tree, given: Mapping[str, Tree], file: str) -> Asked:
+    """Load the preset a section names; without one, a skew must be given."""
+    if name is None:
+        if not given.keys() & {"cv", "pareto", "zipf"}:
+            remedy = f"name one ({', '.join(preset_names())}) or give `cv`"
+            raise refuse(file, "is missing", remedy, path="preset")
+        return Asked(recipe=Recipe(), sources={})
+    if name not in preset_names():
+        raise refuse(file, f"`{name}` is unknown", nearest(str(name), preset_names()), path="preset")
+    return load_preset(str(name))
 
 
-def make_routing(skew: Skew, model: Model, file: str) -> Routing:
+def _plain_words(given: dict[str, Tree], file: str) -> None:
+    """Turn two short ways of saying things into the recipe's own: ``cv: {start, end, half_life}`` and ``sticky``."""
+    cv = given.get("cv")
+    if isinstance(cv, Mapping) and "start" in cv:
+        given["fade"] = {name: value for name, value in cv.items() if name != "start"}
+        given["cv"] = cv["start"]
+    if "sticky" in given:
+        sticky = given.pop("sticky")
+        if isinstance(sticky, bool) or not isinstance(sticky, int | float) or not 0 <= sticky <= 1:
+            raise refuse(file, f"{shown(sticky)} is no chance", "give a number from 0 to 1, such as 0.1", path="sticky")
+        keep = max(0.5, float(sticky))
+        given |= {"linked": [(sticky / keep) ** 0.5], "first": [1.0], "keep": keep}
+
+
+def _ready(base: Recipe, given: Mapping[str, Tree]) -> Recipe:
+    """Clear the way for another law of popularity than the preset's."""
+    if given.keys() & {"pareto", "zipf"}:
+        return Recipe(seed=base.seed)
+    return replace(base, pareto=0.0, zipf=0.0) if "cv" in given else base
+
+
+_STEPS: tuple[tuple[Any, str], ...] = ((Drift, "every"), (Fade, "half_life"))
+"""Fields that count steps."""
+
+
+def _steps(value: Tree, file: str) -> int:
+    """Read a number of steps: ``2000`` or ``2000 steps``."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:steps?)?\s*", str(value)) if not isinstance(value, bool) else None
+    if not match or int(match[1]) < 1:
+        remedy = "routing changes with steps, whose length follows from the plan; write `2000 steps`"
+        raise refuse(file, f"{shown(value)} is not a number of steps", remedy)
+    return int(match[1])
+
+
+def _recipe_faults(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    for name in ("cv", "tilt", "pareto", "zipf"):
+        if getattr(recipe, name) < 0:
+            yield name, f"{getattr(recipe, name)} is negative", "give 0 or more"
+    law = next((name for name in ("pareto", "zipf") if getattr(recipe, name)), "")
+    for name in ("cv", "tilt", "linked", "fade"):
+        if law and getattr(recipe, name):
+            yield name, f"does not go with `{law}`", f"give `cv` in place of `{law}`, or leave it out"
+    for name in ("topics", "hold"):
+        if getattr(recipe, name) < 1:
+            yield name, "is zero", "give at least 1"
+    for name in ("together", "keep"):
+        if not 0 <= getattr(recipe, name) <= 1:
+            yield name, f"{getattr(recipe, name)} is no chance", "give a number from 0 to 1"
+    for name in ("linked", "first"):
+        if not all(0 <= chance <= 1 for chance in getattr(recipe, name)):
+            yield name, "has a number that is no chance", "give numbers from 0 to 1"
+
+
+def _drift_faults(drift: Drift) -> Iterator[tuple[str, str, str]]:
+    if not 0 <= drift.share <= 1:
+        yield "share", f"{drift.share} is no share", "give a number from 0 to 1"
+
+
+def _fade_faults(fade: Fade) -> Iterator[tuple[str, str, str]]:
+    if fade.end < 0:
+        yield "end", f"{fade.end} is negative", "give 0 or more"
+
+
+def make_routing(asked: Asked, model: Model, file: str) -> Routing:
     """Make the distribution for a model's MoE layers.
 
     Raises
@@ -106,23 +156,28 @@ def make_routing(skew: Skew, model: Model, file: str) -> Routing:
     if len(sizes) > 1:
         raise refuse(file, f"the model's mixtures differ in size: {sorted(sizes)}", "give a recorded routing")
     ((experts, topk, groups, group_topk),) = sizes
-    layers = len(model.moe_layers)
-    if skew.cv == 0 or layers == 0:
-        return Balanced(layers=layers, experts=experts, topk=topk, groups=groups, group_topk=group_topk)
+    if not mixtures:
+        return Balanced(layers=0, experts=experts, topk=topk)
     try:
-        return _skewed(layers, experts, topk, groups, group_topk, skew.cv, skew.seed)
+        return _made(
+            asked.recipe, len(mixtures), Limits(experts=experts, topk=topk, groups=groups, group_topk=group_topk)
+        )
     except WorkloadError as flaw:
         raise refuse(file, flaw.faults[0].problem, flaw.faults[0].remedy, path=flaw.faults[0].path) from None
 
 
 @lru_cache(maxsize=16)
-def _skewed(layers: int, experts: int, topk: int, groups: int, group_topk: int, cv: float, seed: int) -> Skewed:
-    """Solve for the popularity once; the distribution never changes."""
-    return skewed(layers, experts, topk, cv=cv, seed=seed, groups=groups, group_topk=group_topk)
+def _made(recipe: Recipe, layers: int, limits: Limits) -> Routing:
+    """Solve for the popularity once; a routing never changes."""
+    return made(recipe, layers, limits)
 
 
-def routing_tree(routing: Routing, source: Source | None) -> dict[str, Tree]:
+def routing_tree(routing: Routing, sources: Mapping[str, Source]) -> dict[str, Tree]:
     """Write a routing as a section that makes it again.
+
+    Parameters
+    ----------
+    sources : where its numbers came from, by their path in the section; empty where the user gave them
 
     Raises
     ------
@@ -131,13 +186,16 @@ def routing_tree(routing: Routing, source: Source | None) -> dict[str, Tree]:
     """
     match routing:
         case Balanced():
-            recipe = Recipe(cv=0.0, seed=0)
-        case Skewed(recipe=Recipe() as recipe):
+            recipe = Recipe()
+        case Skewed(recipe=Recipe() as recipe) | Topical(recipe=Recipe() as recipe):
+            pass
+        case Phased(recipe=Recipe() as recipe) | Drifting(recipe=Recipe() as recipe):
             pass
         case _:
             problem = f"{type(routing).__name__} routing was made in Python, and no file can say how"
-            raise refuse("scenario", problem, "use `skewed` or `Balanced`", path="routing")
-    if source is None:
-        return written(recipe)
-    sourcing = Sourcing({"cv": source}, bare=("seed",))
-    return written(recipe, sourcing) | {"sources": sourcing.section()}
+            raise refuse("scenario", problem, "use `skewed`, `made` or `Balanced`", path="routing")
+    if not sources:
+        return {"cv": recipe.cv} | written(recipe)
+    sourcing = Sourcing(sources, bare=("seed",))
+    tree = written(recipe, sourcing)
+    return {"cv": tree.get("cv") or sourcing.number("cv", recipe.cv)} | tree | {"sources": sourcing.section()}

@@ -12,7 +12,7 @@ from moesim.files import models
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
 from moesim.files.frameworks import built_in_frameworks, load_framework, read_framework
 from moesim.files.profiles import read_hardware
-from moesim.files.routings import make_routing, read_skew
+from moesim.files.routings import make_routing, read_routing
 from moesim.files.spaces import read_space
 from moesim.files.trees import Tree
 from moesim.files.workloads import read_workload
@@ -96,10 +96,9 @@ class _Sections:
 
     def routing(self, tree: Tree) -> Routing | None:
         """Make the routing for the model's experts; nothing where the model is at fault."""
-        skew = read_skew(tree, self.file)
-        if skew.source:
-            self.sources["routing.cv"] = skew.source
-        return make_routing(skew, self.models[0], self.file) if self.models else None
+        asked = read_routing(tree, self.file)
+        self.sources.update({f"routing.{path}": source for path, source in asked.sources.items()})
+        return make_routing(asked, self.models[0], self.file) if self.models else None
 
     def own_frameworks(self, tree: Tree) -> Mapping[str, Framework]:
         """Read a list of files to add to the built-in frameworks, or a section that writes out all there are."""

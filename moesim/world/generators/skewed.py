@@ -13,6 +13,7 @@ from scipy.special import ndtri
 
 from moesim.ground.errors import Fault, WorkloadError
 from moesim.world.generators.law import SetLaw
+from moesim.world.generators.recipe import Recipe
 
 _WIDEST = 12.0
 """Largest spread of log popularity tried; beyond it the tail's weights are lost in rounding."""
@@ -24,14 +25,6 @@ _GOOD_ENOUGH = 1e-3
 """Relative error of a share beyond which the weights sought are taken not to exist."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What a skewed routing was made from, so that a file can say it in two numbers instead of a table."""
-
-    cv: float
-    seed: int
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached shares
 class Skewed:
     """Tokens choose independently of one another, each its set of experts by its layer's law.
@@ -40,7 +33,7 @@ class Skewed:
     ----------
     law : a row for each layer
     alike : whether the layers differ only by the experts' names
-    recipe : how `skewed` made all of it; None where the shares came from elsewhere
+    recipe : what all of it was made from; None where the shares came from elsewhere
     """
 
     law: SetLaw
@@ -126,10 +119,17 @@ def skewed(
     [0.5, 0.5]
     """
     shares = _lognormal_shares(experts, topk, cv)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    dealt = rng.permuted(np.tile(shares, (layers, 1)), axis=1)
-    made = with_shares(dealt, topk, groups=groups, group_topk=group_topk)
+    made = dealt(shares, layers, topk, seed=seed, groups=groups, group_topk=group_topk)
     return replace(made, recipe=Recipe(cv=cv, seed=seed))
+
+
+def dealt(
+    shares: Float[np.ndarray, "expert"], layers: int, topk: int, *, seed: int, groups: int, group_topk: int
+) -> Skewed:
+    """Give one layer's shares to other experts in every layer."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    everywhere = rng.permuted(np.tile(shares, (layers, 1)), axis=1)
+    return with_shares(everywhere, topk, groups=groups, group_topk=group_topk)
 
 
 def with_shares(
@@ -167,7 +167,7 @@ def with_shares(
     >>> with_shares(np.array([[3.0, 2.0, 2.0, 1.0]]), 2).shares(0).round(6).tolist()
     [[0.375, 0.25, 0.25, 0.125]]
     """
-    wanted = _capped(shares * (topk / shares.sum(axis=1, keepdims=True)))
+    wanted = capped(shares * (topk / shares.sum(axis=1, keepdims=True)))
     law = SetLaw(weights=wanted / (1 - wanted), topk=topk, groups=groups, group_topk=group_topk)
     error, step = _off(law, wanted)
     power = 1.0
@@ -194,14 +194,14 @@ def _off(law: SetLaw, wanted: Float[np.ndarray, "layer expert"]) -> tuple[float,
     return float(np.abs(ratio - 1).max()), ratio * np.sqrt((1 - found) / (1 - wanted))
 
 
-def _capped(chance: Float[np.ndarray, "layer expert"]) -> Float[np.ndarray, "layer expert"]:
+def capped(chance: Float[np.ndarray, "*of expert"]) -> Float[np.ndarray, "*of expert"]:
     """Let no chance exceed one; what is cut off goes to the others in proportion."""
-    topk = chance.sum(axis=1, keepdims=True)
+    whole = chance.sum(axis=-1, keepdims=True)
     while (chance > _MOST * (1 + 1e-12)).any():
         full = chance >= _MOST
         rest = np.where(full, 0.0, chance)
-        room = topk - _MOST * full.sum(axis=1, keepdims=True)
-        chance = np.where(full, _MOST, rest * room / np.maximum(rest.sum(axis=1, keepdims=True), 1e-300))
+        room = whole - _MOST * full.sum(axis=-1, keepdims=True)
+        chance = np.where(full, _MOST, rest * room / np.maximum(rest.sum(axis=-1, keepdims=True), 1e-300))
     return chance
 
 

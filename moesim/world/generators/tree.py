@@ -55,8 +55,8 @@ class Tree:
         at = split(np.broadcast_to(tokens[..., None], (rows, ranks, 1)), self.start)
         for level in self.levels:
             taken = split(at, level.chance)
-            flat = taken.reshape(*taken.shape[:-2], -1) @ level.goes
-            at = flat.reshape(rows, ranks, -1, level.goes.shape[1] // 2).astype(tokens.dtype)
+            flat = taken.reshape(*taken.shape[:-2], len(level.goes)) @ level.goes
+            at = flat.reshape(rows, ranks, 2 * taken.shape[2], level.goes.shape[1] // 2).astype(tokens.dtype)
         return np.asarray(at[..., 1][..., self.experts])
 
 
