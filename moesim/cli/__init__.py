@@ -19,6 +19,7 @@ app.command("moesim.cli.planning:estimate", help="Estimate one plan: its step by
 app.command(
     "moesim.cli.simulating:simulate", help="Simulate one plan under its requests: percentiles, queues, goodput."
 )
+app.command("moesim.cli.runs:report", help="Draw the report of a run folder again.")
 
 
 def main() -> None:

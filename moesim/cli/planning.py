@@ -7,18 +7,21 @@ from pathlib import Path
 from moesim.cli.codes import MET, MISSED
 
 
-def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
-    """Rank every plan of a scenario's space and show the best.
+def optimize(scenario: Path, /, *, out: Path | None = None, seed: int = 0, json: bool = False) -> int:
+    """Rank every plan of a scenario's space, show the best, and keep all of it in a run folder.
 
     Parameters
     ----------
     scenario
         A scenario file.
+    out
+        The run folder; without it `runs/` and the scenario's name. A run folder that is there is replaced.
     seed
         Seed of the routing draws.
     json
         Print JSON for a pipe instead of tables.
     """
+    from moesim.cli.runs import keep
     from moesim.files.yaml import load_study
     from moesim.search.optimization import optimize as search
     from moesim.views.progress import bar
@@ -27,10 +30,12 @@ def optimize(scenario: Path, /, *, seed: int = 0, json: bool = False) -> int:
     study = load_study(scenario)
     with bar("estimating") as progress:
         ranking = search(study.scenario, study.space, goal=study.goal, seed=seed, progress=progress)
+    folder = keep(study, ranking, seed, out)
     if json:
         print(ranking_json(ranking))
     else:
         show_ranking(study.scenario.name, ranking)
+        print(f"Kept in {folder}: report.html, trace.json, scenario.yaml, plans, tables")
     return MET if ranking.meets else MISSED
 
 

@@ -213,7 +213,7 @@ def _pool_tree(pool: Pool) -> Tree:
         "framework": pool.framework,
         "microbatch": pool.microbatch,
         "precision": dict(pool.precision),
-        "policies": {kind: policy_tree(policy) for kind, policy in pool.policies.items()},
+        "policies": {kind: policy_tree(policy) for kind, policy in sorted(pool.policies.items())},
     }
     if pool.adaptation:
         tree["adaptation"] = [policy_tree(policy) for policy in pool.adaptation]

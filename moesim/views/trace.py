@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
 from moesim.schedules.schedule import Records, Schedule, Task
 
@@ -44,6 +45,35 @@ def trace(schedule: Schedule, records: Records) -> str:
     return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
 
 
+def task_trace(tasks: pd.DataFrame) -> str:
+    """Write a table of tasks in the Trace Event Format: one process, a thread per stream.
+
+    Parameters
+    ----------
+    tasks : columns name, layer, chunk, stream, start, finish; seconds
+
+    Returns
+    -------
+    JSON, the same to the byte for the same table.
+    """
+    threads = {stream: number for number, stream in enumerate(dict.fromkeys(tasks["stream"]))}
+    events: list[dict[str, object]] = [
+        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "slowest stage, first start to last finish"}}
+    ]
+    for stream, number in threads.items():
+        events.append({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": stream}})
+    columns = ("name", "layer", "chunk", "stream", "start", "finish")
+    for name, layer, chunk, stream, start, finish in zip(*(tasks[column].tolist() for column in columns), strict=True):
+        where = {"ph": "X", "name": _title(name, layer), "cat": stream, "pid": 0, "tid": threads[stream]}
+        when = {"ts": start * MICROSECONDS, "dur": (finish - start) * MICROSECONDS}
+        events.append({**where, **when, "args": {"layer": layer, "chunk": chunk}})
+    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
+
+
+def _title(name: str, layer: int) -> str:
+    return name if layer < 0 else f"{name} {layer}"
+
+
 def _names(schedule: Schedule, threads: dict[str, int]) -> Iterator[dict[str, object]]:
     """Name ranks and streams, in their order."""
     count = np.broadcast_to(schedule.count, (*schedule.count.shape[:-1], schedule.rows)).reshape(-1, schedule.rows)[0]
@@ -61,7 +91,7 @@ def _complete(task: Task, rank: int, thread: int, begin: float, length: float) -
     """One task on one rank; times in microseconds."""
     return {
         "ph": "X",
-        "name": task.name if task.layer < 0 else f"{task.name} {task.layer}",
+        "name": _title(task.name, task.layer),
         "cat": task.stream,
         "pid": rank,
         "tid": thread,

@@ -1,0 +1,54 @@
+"""The commands of run folders: keep a run, draw its report again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moesim.cli.codes import MET
+
+if TYPE_CHECKING:
+    from moesim.search.optimization import Ranking
+    from moesim.search.study import Study
+
+RUNS = Path("runs")
+"""Where run folders go that nobody named."""
+
+
+def keep(study: Study, ranking: Ranking, seed: int, out: Path | None) -> Path:
+    """Write a run folder, and return where it is."""
+    import moesim
+    from moesim.files.runs import Run, slug, write_run
+    from moesim.search.answer import answer
+    from moesim.views.report import report as drawn
+    from moesim.views.trace import task_trace
+
+    found = answer(study, ranking, seed=seed)
+    folder = out or RUNS / slug(study.scenario.name)
+    views = {"report.html": drawn(found), "trace.json": task_trace(found.tables["tasks"])}
+    write_run(folder, Run(study=study, answer=found, version=moesim.__version__), views)
+    return folder
+
+
+def report(run: Path, /, *, out: Path | None = None) -> int:
+    """Draw the report of a run folder again.
+
+    Parameters
+    ----------
+    run
+        A folder that `moesim optimize` has written.
+    out
+        The HTML file to write; without it the folder's own report is replaced.
+    """
+    from moesim.files.runs import load_run, write_run
+    from moesim.views.report import report as drawn
+    from moesim.views.trace import task_trace
+
+    found = load_run(run)
+    page = drawn(found.answer)
+    if out is None:
+        write_run(run, found, {"report.html": page, "trace.json": task_trace(found.answer.tables["tasks"])})
+    else:
+        out.write_text(page, encoding="utf-8")
+    print(f"Drawn in {out or run / 'report.html'}")
+    return MET

@@ -1,0 +1,143 @@
+"""What a search answered, as text and tidy tables only: what a run folder keeps and a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from moesim.deployments.metrics import METRICS
+from moesim.deployments.result import Result
+from moesim.deployments.tables import with_units
+from moesim.plans.plan import Plan
+from moesim.search.optimization import Counts, Ranking
+from moesim.search.study import Study
+from moesim.world.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """A study's answer.
+
+    Attributes
+    ----------
+    name : what the study is called
+    seed : of its random streams
+    goal : the metric that plans are ranked by
+    frontier : the metrics they are traded off by; the first along, the second up
+    headline : the verdict in sentences, the first alone enough
+    certificate : what became of every plan of the space: counts and gaps by name
+    tables : tidy, units by column in ``.attrs["units"]``. ``plans`` (in order), ``frontier``, ``summary`` (metric by
+        metric, low, mid and high), ``breakdown``, ``memory`` and ``tasks`` by `plan` (its rank), ``unfit``, ``sources``
+    plans : the plans behind the first rows of the table ``plans``
+    """
+
+    name: str
+    seed: int
+    goal: str
+    frontier: tuple[str, str]
+    headline: tuple[str, ...]
+    certificate: Mapping[str, float]
+    tables: Mapping[str, pd.DataFrame]
+    plans: tuple[Plan, ...]
+
+
+def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
+    """Tabulate all there is to keep and to show of a ranking."""
+    results = [ranking.best] if ranking.best else []
+    tables = {
+        "plans": ranking.table,
+        "summary": _summary(results),
+        "breakdown": _by_plan(results, "breakdown"),
+        "memory": _memory(study.scenario, results),
+        "tasks": _by_plan(results[:1], "tasks"),
+        "unfit": ranking.unfit,
+        "sources": source_table(study.scenario),
+    }
+    return Answer(
+        name=study.scenario.name,
+        seed=seed,
+        goal=study.goal,
+        frontier=_axes(study, ranking.table),
+        headline=tuple(_headline(ranking)),
+        certificate=_certificate(ranking.counts),
+        tables=tables,
+        plans=ranking.plans,
+    )
+
+
+def _axes(study: Study, plans: pd.DataFrame) -> tuple[str, str]:
+    """Choose what plans are drawn by: the study's own trade-off, or its goal against a latency."""
+    wanted = [metric.partition(".")[0] for metric in (*study.frontier, study.goal, "tpot", "step", "throughput")]
+    known = list(dict.fromkeys(metric for metric in wanted if metric in plans))
+    first, second, *_ = [*known, "", ""]
+    return first, second
+
+
+def _headline(ranking: Ranking) -> Iterator[str]:
+    if ranking.best is None:
+        yield "No plan fits."
+        return
+    best = ranking.table.iloc[0]
+    yield f"{best['cluster']}, {best['layout']}: {ranking.best.verdict.why}; bound by {ranking.best.verdict.binding}."
+    if ranking.meets:
+        yield f"{ranking.meets:,} plans carry the load and meet every target; this one is first by the goal."
+    else:
+        yield "No plan carries the load and meets every target; this one misses by least."
+
+
+def _certificate(counts: Counts) -> dict[str, float]:
+    return {
+        "considered": counts.plans,
+        "invalid": sum(counts.invalid.values()),
+        "unfit": counts.unfit,
+        "refused": counts.refused,
+        "estimated": counts.estimated,
+    }
+
+
+def _summary(results: Sequence[Result]) -> pd.DataFrame:
+    rows = [
+        {"plan": number, "metric": name, **_band(value), "unit": METRICS[name].unit, "source": result.source}
+        for number, result in enumerate(results, 1)
+        for name, value in result.summary.items()
+    ]
+    return pd.DataFrame(rows, columns=["plan", "metric", "low", "mid", "high", "unit", "source"])
+
+
+def _band(value: float) -> dict[str, float]:
+    return {"low": value, "mid": value, "high": value}
+
+
+def _by_plan(results: Sequence[Result], table: str) -> pd.DataFrame:
+    """Join one table of several results, each row with the rank of its plan."""
+    found = [(number, result.tables[table]) for number, result in enumerate(results, 1) if table in result.tables]
+    if not found:
+        return pd.DataFrame({"plan": []})
+    joined = pd.concat([frame.assign(plan=number) for number, frame in found], ignore_index=True)
+    joined = joined[["plan", *(name for name in joined if name != "plan")]]
+    return with_units(joined, found[0][1].attrs.get("units", {}))
+
+
+def _memory(scenario: Scenario, results: Sequence[Result]) -> pd.DataFrame:
+    """Itemize the fullest rank of every plan, beside what its framework is willing to fill."""
+    joined = _by_plan(results, "memory")
+    if not len(joined):
+        return joined
+    pools = [result.plan.pools[0] for result in results]
+    capacity = [
+        scenario.hardware.offer(pool.node).node.device.memory * scenario.frameworks[pool.framework].utilization
+        for pool in pools
+    ]
+    joined["capacity"] = [capacity[number - 1] for number in joined["plan"]]
+    return with_units(joined, {"size": "B", "capacity": "B"})
+
+
+def source_table(scenario: Scenario) -> pd.DataFrame:
+    """List where every number of a scenario came from, whatever order its file told them in."""
+    rows = [
+        {"number": path, "kind": source.kind, "title": source.title, "read": source.read, "raw": source.raw}
+        for path, source in sorted(scenario.sources.items())
+    ]
+    return pd.DataFrame(rows, columns=["number", "kind", "title", "read", "raw"])
