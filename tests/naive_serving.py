@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from moesim.deployments.serving.asked import Asked
-from moesim.deployments.serving.replica import Limits
+from moesim.deployments.serving.limits import Limits
 from moesim.deployments.serving.ticks import NEVER
 from moesim.deployments.steps import GRAIN, StepTable
 
@@ -139,7 +139,7 @@ def serve_naively(
     """Serve all requests, one instant after the other."""
     sequences = [
         Sequence(number=i, prompt=int(p), output=int(o), prefix=int(c), arrived=int(a))
-        for i, (p, o, c, a) in enumerate(zip(asked.prompt, asked.output, asked.cached, asked.arrival, strict=True))
+        for i, (p, o, c, a) in enumerate(zip(asked.prompt, asked.output, asked.shared, asked.arrival, strict=True))
     ]
     coming = list(sequences)
     hand = [0] * len(replicas)

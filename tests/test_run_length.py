@@ -13,8 +13,9 @@ from naive_serving import Naive, serve_naively
 
 from moesim.deployments.serving.asked import Asked
 from moesim.deployments.serving.book import Book, open_book
+from moesim.deployments.serving.limits import Limits
 from moesim.deployments.serving.loop import serve
-from moesim.deployments.serving.replica import Limits, Replica
+from moesim.deployments.serving.replica import Replica
 from moesim.deployments.serving.ticks import NEVER, PER_SECOND
 from moesim.deployments.steps import StepTable
 
@@ -46,12 +47,13 @@ def asked(number: int, seed: int, *, rate: float = 0.0, concurrency: int = 0, hi
         arrival=arrival,
         prompt=prompt,
         output=np.maximum(rng.lognormal(4.0, 1.0, number).astype(int), 1).clip(max=1500),
-        cached=np.minimum((prompt * hits).astype(int), prompt - 1),
+        shared=np.minimum((prompt * hits).astype(int), prompt - 1),
+        session=np.full(number, -1),
         concurrency=concurrency,
     )
 
 
-Kind = Callable[[int, StepTable, Limits, Book], Replica]
+Kind = Callable[[StepTable, Limits, Book], Replica]
 
 
 def run(
@@ -59,7 +61,7 @@ def run(
 ) -> tuple[Book, list[Replica]]:
     book = open_book(load, (load.output - 1).tolist())
     table = step_table(groups)
-    replicas = [kind(place, table, limits, book) for place in range(number)]
+    replicas = [kind(table, limits, book) for _ in range(number)]
     serve(replicas, book, lambda _, hand: hand.index(min(hand)), concurrency=load.concurrency)
     return book, replicas
 
@@ -101,8 +103,8 @@ def test_runs_equal_their_steps_to_the_bit(cache: str, load: str, replicas: int,
     requests = asked(120, seed=7, **LOADS[load])
     book, machines = run(requests, CACHES[cache], replicas, groups)
     assert differences(book, requests, CACHES[cache], replicas, groups) == 0
-    steps = sum(sum(machine.log[1::5]) for machine in machines)
-    runs = sum(len(machine.log) // 5 for machine in machines)
+    steps = sum(sum(machine.log[1::6]) for machine in machines)
+    runs = sum(len(machine.log) // 6 for machine in machines)
     assert steps > runs or cache == "small budget"
 
 
@@ -116,7 +118,7 @@ def test_the_cases_are_hard() -> None:
 
 
 def logged(machine: Replica) -> np.ndarray:
-    return np.array(machine.log).reshape(-1, 5)
+    return np.array(machine.log).reshape(-1, 6)
 
 
 class LateCut(Replica):
@@ -151,7 +153,7 @@ class NoKnots(Replica):
 
     def _decode_run(self):
         _, intercept, slope = self.table.piece(self.decoding, self.context)
-        return min(self._next_end() - self.step, self._roomy(2**20)), intercept, slope
+        return min(self._next_end() - self.step, self.cache.enough_for(self.step, 2**20)), intercept, slope
 
 
 class WrongResidue(Replica):
@@ -160,14 +162,14 @@ class WrongResidue(Replica):
     def _join(self, request):
         super()._join(request)
         held = self.book.held[request]
-        self._residues[(held - self.step) % self.limits.block] -= 1
-        self._residues[(held + 1 - self.step) % self.limits.block] += 1
+        self.cache.leave(held, self.step)
+        self.cache.join(held + 1, self.step)
 
     def _leave(self, request, steps):
         super()._leave(request, steps)
         cached = self.book.held[request] + steps
-        self._residues[(cached - self.step) % self.limits.block] += 1
-        self._residues[(cached + 1 - self.step) % self.limits.block] -= 1
+        self.cache.join(cached, self.step)
+        self.cache.leave(cached + 1, self.step)
 
 
 class OldestFirst(Replica):
@@ -175,7 +177,7 @@ class OldestFirst(Replica):
 
     def _make_room(self, now):
         short = False
-        while self._taken(1) > self.free:
+        while self.cache.taken(self.step) > self.cache.free:
             request = next(iter(self._running))
             self._preempt(request, self._running.pop(request), now)
             short = True
@@ -195,9 +197,8 @@ class LastInFirstOut(Replica):
     """The queue is a stack."""
 
     def add(self, request):
-        known = super().add(request)
+        super().add(request)
         self.waiting.rotate(1)
-        return known
 
 
 BUGS = (LateCut, NoCut, WrongSeries, NoKnots, WrongResidue, OldestFirst, NoPrefix, LastInFirstOut)
@@ -233,7 +234,7 @@ def test_any_limits(seed, block, blocks, budget, sequences, whole, rate, replica
     )
     load = asked(40, seed, rate=rate, hits=0.2)
     load = replace(load, prompt=load.prompt.clip(max=tokens // 2), output=load.output.clip(max=tokens // 2))
-    load = replace(load, cached=np.minimum(load.cached, load.prompt - 1))
+    load = replace(load, shared=np.minimum(load.shared, load.prompt - 1))
     book, machines = run(load, limits, replicas, groups)
     assert differences(book, load, limits, replicas, groups) == 0
-    assert all((each.free, each.decoding, each.context) == (limits.blocks, 0, 0) for each in machines)
+    assert all((each.cache.free, each.decoding, each.context) == (limits.blocks, 0, 0) for each in machines)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.deployments.operation import operation
-from moesim.deployments.serving.replica import Limits
+from moesim.deployments.serving.limits import Limits
 from moesim.deployments.steps import GRAIN
 from moesim.passes.footprint import Memory, footprint
 from moesim.plans.plan import Pool

@@ -15,9 +15,10 @@ from moesim.deployments.pools import DRAWS
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.serving.asked import Asked, generate
 from moesim.deployments.serving.book import open_book
+from moesim.deployments.serving.limits import Limits
 from moesim.deployments.serving.loop import Route, serve
 from moesim.deployments.serving.measures import Served, latencies, rates, request_table, step_table
-from moesim.deployments.serving.replica import Limits, Replica
+from moesim.deployments.serving.replica import Replica
 from moesim.deployments.steps import StepTable
 from moesim.deployments.tables import memory_table
 from moesim.deployments.tabulation import tabulate
@@ -142,7 +143,7 @@ class _Engine:
         """Run all requests through the replicas."""
         steps = np.ceil((asked.output - 1) / self.emitted).astype(np.int64)
         book = open_book(asked, steps.tolist())
-        replicas = [Replica(number, self.table, self.limits, book) for number in range(self.replicas)]
+        replicas = [Replica(self.table, self.limits, book) for _ in range(self.replicas)]
         serve(replicas, book, _route(self.replicas), concurrency=asked.concurrency, progress=progress)
         return Served(asked=asked, book=book, replicas=replicas, warm_up=self.warm_up)
 

@@ -24,14 +24,16 @@ class Asked:
     ----------
     arrival : ticks; in a closed loop `NEVER`, until one before it is done
     prompt, output : tokens, at least one each
-    cached : prompt tokens that are found in a prefix cache; less than the prompt
+    shared : first tokens of the prompt that a prefix cache may hold; less than the prompt
+    session : requests of one session share them; -1: they are cached for certain
     concurrency : requests kept in flight in a closed loop; 0 where arrivals are open
     """
 
     arrival: Int[np.ndarray, "request"]
     prompt: Int[np.ndarray, "request"]
     output: Int[np.ndarray, "request"]
-    cached: Int[np.ndarray, "request"]
+    shared: Int[np.ndarray, "request"]
+    session: Int[np.ndarray, "request"]
     concurrency: int = 0
 
 
@@ -48,7 +50,8 @@ def generate(serving: Serving, *, seed: int, replication: int = 0) -> Asked:
         arrival=_arrivals(requests, number, stream(seed, "arrivals", replication)),
         prompt=prompt,
         output=output,
-        cached=np.minimum((prompt * requests.prefix_hits).astype(np.int64), prompt - 1),
+        shared=np.minimum((prompt * requests.prefix_hits).astype(np.int64), prompt - 1),
+        session=np.full(number, -1),
         concurrency=requests.arrivals.concurrency,
     )
 

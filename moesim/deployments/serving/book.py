@@ -15,20 +15,26 @@ class Book:
 
     Attributes
     ----------
-    new : prompt tokens still to be worked on at the next admission; grows by what preemption threw away
-    held : tokens cached once the prompt is done
+    held : tokens cached once the prompt is done; grows by what a preempted request had given
     left : decode steps left after the prompt's own token
     last : tokens cached when the last token is out
+    shared : first tokens of the prompt that may be cached already
+    session : whose cached prefix they are; -1: nobody's, they are cached for certain
+    ready : whether the cache is there, and waits for a place only
+    cached : tokens that were found cached when it was admitted
     arrived, admitted, first, done : ticks
     preempted : how often its cache was taken away
-    replica : who serves it
+    replica : who served it last
     refused : whether its cache can never fit
     """
 
-    new: list[int]
     held: list[int]
     left: list[int]
     last: list[int]
+    shared: list[int]
+    session: list[int]
+    ready: list[bool]
+    cached: list[int]
     arrived: list[int]
     admitted: list[int]
     first: list[int]
@@ -42,10 +48,13 @@ def open_book(asked: Asked, steps: Sequence[int]) -> Book:
     """Start a book of requests that need `steps` decode steps each."""
     number = len(asked.prompt)
     return Book(
-        new=(asked.prompt - asked.cached).tolist(),
         held=asked.prompt.tolist(),
         left=list(steps),
         last=(asked.prompt + asked.output - 1).tolist(),
+        shared=asked.shared.tolist(),
+        session=asked.session.tolist(),
+        ready=[False] * number,
+        cached=[0] * number,
         arrived=asked.arrival.tolist(),
         admitted=[NEVER] * number,
         first=[NEVER] * number,

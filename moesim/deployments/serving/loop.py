@@ -105,7 +105,8 @@ class _Loop:
             request, self.coming = self.coming, self.coming + 1
             place = self.route(request, self.hand)
             book.replica[request] = place
-            if self.replicas[place].add(request):
+            if self.replicas[place].fits(request):
+                self.replicas[place].add(request)
                 self.hand[place] += 1
                 touched.add(place)
             else:

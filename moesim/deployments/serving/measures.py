@@ -80,9 +80,9 @@ class Served:
         return float(first), float(last if last > first else max(first, self.done[np.isfinite(self.done)].max()))
 
     @cached_property
-    def log(self) -> Int[np.ndarray, "run 6"]:
-        """Runs of all replicas: start, steps, ticks, decoding sequences, prompt tokens, replica."""
-        parts = [np.array(replica.log).reshape(-1, 5) for replica in self.replicas]
+    def log(self) -> Int[np.ndarray, "run 7"]:
+        """Runs of all replicas: start, steps, ticks, decoding sequences, prompt tokens, plain gaps, replica."""
+        parts = [np.array(replica.log).reshape(-1, 6) for replica in self.replicas]
         numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         return np.column_stack([np.concatenate(parts), numbers])
 
@@ -106,14 +106,15 @@ def gaps(served: Served) -> tuple[Float[np.ndarray, "gap"], Float[np.ndarray, "g
     """Gaps between tokens that begin in the window, and how many gaps each value stands for.
 
     Steps of one run differ by little, and stand in with their mean; each makes a gap for every decoding sequence.
+    Longer gaps, of requests that were preempted or paused, count wherever they are.
     """
     begins, closes = served.window
     log = served.log
     start = log[:, 0] / PER_SECOND
     kept = log[(log[:, 3] > 0) & (start >= begins) & (start <= closes)]
-    longer = np.concatenate([np.array(replica.gaps) for replica in served.replicas]) / PER_SECOND
-    values = np.concatenate([kept[:, 2] / kept[:, 1] / PER_SECOND, longer])
-    return values, np.concatenate([(kept[:, 1] * kept[:, 3]).astype(float), np.ones(len(longer))])
+    longer = np.concatenate([np.array(replica.gaps).reshape(-1, 2) for replica in served.replicas])
+    values = np.concatenate([kept[:, 2] / kept[:, 1], longer[:, 0]]) / PER_SECOND
+    return values, np.concatenate([kept[:, 5], longer[:, 1]]).astype(float)
 
 
 def _statistics(name: str, values: Float[np.ndarray, "value"], weights: Float[np.ndarray, "value"]) -> dict[str, float]:
@@ -166,7 +167,7 @@ def request_table(served: Served) -> pd.DataFrame:
             "arrival": served.arrived,
             "replica": served.book.replica,
             "input": served.asked.prompt,
-            "cached": served.asked.cached,
+            "cached": served.book.cached,
             "output": served.asked.output,
             "wait": served.wait,
             "ttft": served.ttft,
@@ -187,7 +188,7 @@ def step_table(served: Served) -> pd.DataFrame:
     log = served.log
     table = pd.DataFrame(
         {
-            "replica": log[:, 5],
+            "replica": log[:, 6],
             "start": log[:, 0] / PER_SECOND,
             "steps": log[:, 1],
             "duration": log[:, 2] / PER_SECOND,
