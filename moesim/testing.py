@@ -36,6 +36,7 @@ from moesim.policies.protocols import (
     Phase,
     Placement,
     Prefetch,
+    Router,
     Shortcut,
 )
 from moesim.schedules.ops import AllToAll, Elementwise, Exchange, Gemm, Grouped, Op
@@ -53,6 +54,7 @@ __all__ = [
     "check_overlap",
     "check_placement",
     "check_prefetch",
+    "check_router",
     "check_shortcut",
     "rank_loads",
     "sizes_by_name",
@@ -531,6 +533,21 @@ def check_batching(batching: Batching) -> None:
     assert list(batching.buckets) == sorted(set(batching.buckets)), "buckets must ascend"
 
 
+def check_router(router: Router) -> None:
+    """Check that a replica that exists is chosen, that none is forgotten for ever, and that no state is hidden."""
+    rng = _rng(12)
+    for replicas in (1, 2, 7):
+        hand, chosen = [0] * replicas, set()
+        for turn in range(40 * replicas):
+            session = int(rng.integers(-1, 30))
+            place = router(turn, session, tuple(hand))
+            assert place in range(replicas), f"chooses replica {place} of {replicas}"
+            assert place == router(turn, session, tuple(hand)), "two answers for one request"
+            hand[place] += 1
+            chosen.add(place)
+        assert chosen == set(range(replicas)), f"never chooses some of {replicas} replicas"
+
+
 CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
     {
         "alltoall": check_alltoall,
@@ -540,6 +557,7 @@ CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
         "overlap": check_overlap,
         "placement": check_placement,
         "prefetch": check_prefetch,
+        "router": check_router,
         "shortcut": check_shortcut,
     }
 )

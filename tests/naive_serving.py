@@ -22,12 +22,16 @@ class Sequence:
     prompt: int
     output: int
     prefix: int
+    session: int
     arrived: int = NEVER
     admitted: int = NEVER
     emitted: list[int] = field(default_factory=list)
     cached: int = 0
     target: int = 0  # tokens its cache must hold before it decodes
+    saved: int = 0  # tokens of its cache that are elsewhere, and come along when it is admitted
+    swapped: bool = False
     preempted: int = 0
+    found: int = 0
 
     @property
     def decodes(self) -> bool:
@@ -46,124 +50,184 @@ class Naive:
     limits: Limits
     waiting: list[Sequence] = field(default_factory=list)
     running: list[Sequence] = field(default_factory=list)
+    advancing: list[Sequence] = field(default_factory=list)
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
+    prefixes: list[tuple[int, int]] = field(default_factory=list)  # sessions and tokens, the last used at the end
     ends: int = NEVER
+    steps: int = 0
     most_blocks: int = 0
-    begins: int = 0
-    tokens: int = 0
+    gaps: list[int] = field(default_factory=list)
+
+    def needed(self, sequence: Sequence) -> int:
+        if self.limits.whole:
+            tokens = sequence.prompt + sequence.output - 1
+        elif sequence.saved:
+            tokens = sequence.saved + 1
+        else:
+            tokens = sequence.prompt + len(sequence.emitted)
+        return -(-tokens // self.limits.block)
 
     def blocks(self, sequence: Sequence) -> int:
         if self.limits.whole:
-            tokens = sequence.prompt + sequence.output - 1
-        else:
-            tokens = max(sequence.cached, sequence.target)
-        return -(-tokens // self.limits.block)
+            return self.needed(sequence)
+        return -(-max(sequence.cached, sequence.target) // self.limits.block)
 
     @property
     def used(self) -> int:
         return sum(map(self.blocks, self.running))
 
+    @property
+    def decoding(self) -> list[Sequence]:
+        return [each for each in self.running if each.decodes]
+
+    def wanted(self) -> int:
+        if self.limits.whole:
+            return 0
+        return sum(one.cached % self.limits.block == 0 for one in self.decoding)
+
     def start(self, now: int) -> None:
-        short = not self.limits.whole and self.make_room()
-        decoding = [each for each in self.running if each.decodes]
-        groups, width = self.table.groups, self.table.width
-        each = self.limits.budget - -(-len(decoding) // groups) * width
-        left = groups * self.limits.budget - len(decoding) * width
+        groups, width, limits = self.table.groups, self.table.width, self.limits
+        stall = self.make_room()
+        busy = 0 if limits.prompts_first else len(self.decoding)
+        each = limits.budget - -(-busy // groups) * width
+        left = groups * limits.budget - busy * width
+        free = limits.blocks - self.used - self.wanted()
         self.chunks = []
-        wanted = 0 if self.limits.whole else sum(one.cached % self.limits.block == 0 for one in decoding)
         for sequence in self.running:
             if not sequence.decodes and min(each, left) > 0:
                 left -= self.chunk(sequence, min(each, left))
-        while not short and self.waiting and min(each, left) > 0 and len(self.running) < self.limits.sequences:
+        looks = not self.decoding or self.steps % limits.poll == 0
+        while self.short == 0 and looks and self.waiting and min(each, left) > 0:
             head = self.waiting[0]
-            if self.limits.whole:
-                blocks = self.blocks(head)
-            else:
-                blocks = -(-(head.prompt + len(head.emitted)) // self.limits.block)
-            if self.used + wanted + blocks > self.limits.blocks:
+            if len(self.running) >= limits.sequences or self.needed(head) > free:
                 break
+            free -= self.needed(head)
             self.running.append(self.waiting.pop(0))
-            head.target, head.cached = head.prompt + len(head.emitted), head.prefix
             head.admitted = min(head.admitted, now)
-            left -= self.chunk(head, min(each, left))
-        context = sum(one.cached for one in decoding) * GRAIN
+            if head.saved:
+                head.cached = head.target = head.saved
+                stall += head.saved * limits.swap * head.swapped
+                head.saved, head.swapped = 0, False
+            else:
+                head.target, head.cached = head.prompt + len(head.emitted), self.hit(head)
+                left -= self.chunk(head, min(each, left))
+        self.advancing = [] if self.chunks and limits.prompts_first else self.decoding
+        context = sum(one.cached for one in self.advancing) * GRAIN
         if self.chunks:
             prompt = sum(size for _, size in self.chunks)
             pairs = sum(size * (one.cached + size / 2) for one, size in self.chunks)
             fullest = max(*(size for _, size in self.chunks), prompt / groups)
-            self.ends = now + self.table.mixed(len(decoding), context, prompt, pairs, fullest)
-        elif decoding:
-            self.ends = now + self.table.decoding(len(decoding), context)
-        self.begins = now
+            self.ends = now + stall + self.table.mixed(len(self.advancing), context, prompt, pairs, fullest)
+        elif self.advancing:
+            self.ends = now + stall + self.table.decoding(len(self.advancing), context)
+
+    def hit(self, sequence: Sequence) -> int:
+        sequence.found = sequence.prefix
+        if sequence.session >= 0:
+            kept = [tokens for session, tokens in self.prefixes if session == sequence.session]
+            if kept:
+                self.prefixes.remove((sequence.session, kept[0]))
+                self.prefixes.append((sequence.session, kept[0]))
+            sequence.found = min(sum(kept), sequence.prefix)
+        return sequence.found
+
+    def keep(self, sequence: Sequence) -> None:
+        if sequence.session >= 0:
+            kept = [tokens for session, tokens in self.prefixes if session == sequence.session]
+            self.prefixes = [entry for entry in self.prefixes if entry[0] != sequence.session]
+            self.prefixes.append((sequence.session, max([sequence.prompt + sequence.output - 1, *kept])))
+            while sum(tokens for _, tokens in self.prefixes) > self.limits.prefixes:
+                self.prefixes.pop(0)
 
     def chunk(self, sequence: Sequence, room: int) -> int:
         size = min(room, sequence.target - sequence.cached)
         self.chunks.append((sequence, size))
         return size
 
-    def make_room(self) -> bool:
-        short = False
-        while True:
-            decoding = [each for each in self.running if each.decodes]
-            wanted = sum(each.cached % self.limits.block == 0 for each in decoding)
-            if self.used + wanted <= self.limits.blocks:
-                return short
+    def make_room(self) -> int:
+        """Take caches from the youngest; ticks of copying them away."""
+        self.short, stall = 0, 0
+        while self.used + self.wanted() > self.limits.blocks:
             victim = self.running.pop()
+            if self.limits.swap and victim.decodes:
+                victim.saved, victim.swapped = victim.cached, True
+                stall += victim.cached * self.limits.swap
             victim.cached = victim.target = 0
             victim.preempted += 1
             self.waiting.insert(0, victim)
-            short = True
+            self.short += 1
+        return stall
 
     def end(self, now: int) -> list[Sequence]:
-        decoding = [each for each in self.running if each.decodes]
-        for each in decoding:
+        advancing, ended = self.advancing, []
+        for each in advancing:
             each.cached += 1
             each.target = each.cached
+            self.gaps.append(now - each.emitted[-1])
             each.emitted.append(now)
+        self.steps += bool(advancing)
         for sequence, size in self.chunks:
             sequence.cached += size
             if sequence.decodes:
+                if sequence.emitted:
+                    self.gaps.append(now - sequence.emitted[-1])
                 sequence.emitted.append(now)
+                if sequence.finished or self.limits.hands_over:
+                    ended.append(sequence)
         self.most_blocks = max(self.most_blocks, self.used)
-        done = sorted((each for each in decoding if each.finished), key=lambda each: each.number)
-        done += [sequence for sequence, _ in self.chunks if sequence.finished]
-        self.running = [each for each in self.running if not each.finished]
-        self.tokens += len(decoding) + sum(sequence.decodes for sequence, _ in self.chunks)
+        done = sorted((each for each in advancing if each.finished), key=lambda each: each.number) + ended
+        for sequence in done:
+            self.running.remove(sequence)
+            self.keep(sequence)
         self.ends = NEVER
         return done
 
 
 def serve_naively(
-    replicas: list[Naive], asked: Asked, route: str = "least_loaded", concurrency: int = 0
+    first: list[Naive], asked: Asked, *, second: list[Naive] | None = None, per_token: int = 0, lanes: int = 1
 ) -> list[Sequence]:
-    """Serve all requests, one instant after the other."""
+    """Serve all requests, one instant after the other; each goes where fewest are in hand."""
+    facts = zip(asked.prompt, asked.output, asked.shared, asked.session, asked.arrival, strict=True)
     sequences = [
-        Sequence(number=i, prompt=int(p), output=int(o), prefix=int(c), arrived=int(a))
-        for i, (p, o, c, a) in enumerate(zip(asked.prompt, asked.output, asked.shared, asked.arrival, strict=True))
+        Sequence(number=i, prompt=int(p), output=int(o), prefix=int(c), session=int(s), arrived=int(a))
+        for i, (p, o, c, s, a) in enumerate(facts)
     ]
-    coming = list(sequences)
-    hand = [0] * len(replicas)
-    where: dict[int, int] = {}
-    for each in coming[:concurrency]:
+    coming, moving = list(sequences), []
+    stages = [first, second or []]
+    hands = [[0] * len(stage) for stage in stages]
+    free = [[0] * lanes for _ in first]
+    for each in coming[: asked.concurrency]:
         each.arrived = 0
-    let_in = concurrency
-    while coming or any(replica.ends < NEVER for replica in replicas):
-        now = min([each.arrived for each in coming[:1]] + [replica.ends for replica in replicas])
+    let_in = asked.concurrency
+    while coming or moving or any(replica.ends < NEVER for stage in stages for replica in stage):
+        ends = [replica.ends for stage in stages for replica in stage]
+        now = min([each.arrived for each in coming[:1]] + [there for there, _ in moving] + ends)
         assert now < NEVER
-        for place, replica in enumerate(replicas):
-            if replica.ends == now:
-                for _ in replica.end(now):
-                    hand[place] -= 1
-                    if concurrency and let_in < len(sequences):
+        for depth, stage in enumerate(stages):
+            for place, replica in enumerate(stage):
+                if replica.ends != now:
+                    continue
+                for each in replica.end(now):
+                    hands[depth][place] -= 1
+                    if second and depth == 0 and not each.finished:
+                        lane = min(range(lanes), key=free[place].__getitem__)
+                        free[place][lane] = max(free[place][lane], now) + per_token * each.cached
+                        each.saved = each.cached
+                        moving.append((free[place][lane], each))
+                    elif asked.concurrency and let_in < len(sequences):
                         sequences[let_in].arrived = now
                         let_in += 1
+        arriving = sorted((each for there, each in moving if there == now), key=lambda each: each.number)
+        moving = [(there, each) for there, each in moving if there != now]
+        arrivals = [(1, each) for each in arriving]
         while coming and coming[0].arrived == now:
-            each = coming.pop(0)
-            place = each.number % len(replicas) if route == "round_robin" else hand.index(min(hand))
-            hand[place] += 1
-            where[each.number] = place
-            replicas[place].waiting.append(each)
-        for replica in replicas:
-            if replica.ends == NEVER and (replica.waiting or replica.running):
-                replica.start(now)
+            arrivals.append((0, coming.pop(0)))
+        for depth, each in arrivals:
+            place = hands[depth].index(min(hands[depth]))
+            hands[depth][place] += 1
+            stages[depth][place].waiting.append(each)
+        for stage in stages:
+            for replica in stage:
+                if replica.ends == NEVER and (replica.waiting or replica.running):
+                    replica.start(now)
     return sequences

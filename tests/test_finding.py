@@ -70,8 +70,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_kinds_are_those_a_pool_names():
-    assert set(kinds()) == set(KINDS)
+def test_kinds_are_those_a_pool_and_a_plan_name():
+    assert set(kinds()) == {*KINDS, "router"}
 
 
 def test_names_are_file_names():

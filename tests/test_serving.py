@@ -11,7 +11,7 @@ from test_run_length import LIMITS, LOADS, asked, logged, run, step_table
 from moesim.deployments.serving.asked import Asked, draw_gaps, draw_lengths, generate
 from moesim.deployments.serving.book import open_book
 from moesim.deployments.serving.limits import Limits
-from moesim.deployments.serving.loop import serve
+from moesim.deployments.serving.loop import Stage, serve
 from moesim.deployments.serving.measures import Served, gaps, latencies, rates
 from moesim.deployments.serving.replica import Replica
 from moesim.deployments.serving.ticks import PER_SECOND
@@ -46,7 +46,8 @@ def steps_of(per_token: float, fixed: float = 0.0) -> StepTable:
 def served(load: Asked, table: StepTable, limits: Limits, replicas: int = 1, warm_up: int = 0) -> Served:
     book = open_book(load, (load.output - 1).tolist())
     machines = [Replica(table, limits, book) for _ in range(replicas)]
-    serve(machines, book, lambda _, hand: hand.index(min(hand)), concurrency=load.concurrency)
+    stage = Stage(replicas=machines, route=lambda _, hand: hand.index(min(hand)))
+    serve(book, [stage], concurrency=load.concurrency)
     return Served(asked=load, book=book, replicas=machines, warm_up=warm_up)
 
 
@@ -95,7 +96,7 @@ def test_littles_law_and_conservation(load: str) -> None:
     log = np.concatenate([logged(machine) for machine in machines])
     assert (log[:, 3] * log[:, 2]).sum() == sum(book.done) - sum(book.first)
     assert (log[:, 3] * log[:, 1]).sum() == (requests.output - 1).sum()
-    assert log[:, 4].sum() == (requests.prompt - requests.shared).sum()
+    assert log[:, 4].sum() == (requests.prompt - np.array(book.cached)).sum()
 
 
 def test_preemption_does_work_twice_and_loses_nothing() -> None:

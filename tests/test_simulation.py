@@ -243,5 +243,67 @@ def test_a_policy_that_refuses_is_a_verdict() -> None:
 def test_what_cannot_be_simulated() -> None:
     with pytest.raises(WorkloadError, match="only serving is simulated"):
         simulate(worlds.scenario(MIXTRAL, short=True, workload=worlds.TRAINING), plan())
-    with pytest.raises(PlanError, match="2 pools"):
+    with pytest.raises(PlanError, match="roles: all, all"):
         simulate(mixtral(serving()), Plan(pools=plan().pools * 2))
+
+
+PREFILL = replace(worlds.pool(EP8, batching=BATCH), role="prefill")
+DECODE = replace(worlds.pool(EP8, batching=Policy(name="continuous", settings={"max_batch": 32})), role="decode")
+
+
+def test_prefill_and_decode_apart() -> None:
+    """Decode steps carry no prompts, so tokens come more evenly than from one pool; gpus are those of both."""
+    busy = Arrivals(generator="poisson", rate=40.0)
+    world = mixtral(serving(busy))
+    apart = simulate(world, Plan(pools=(DECODE, PREFILL)))
+    together = simulate(world, plan(replicas=2))
+    assert apart.summary["gpus"] == together.summary["gpus"] == 16
+    assert apart.summary["itl.p99"] < together.summary["itl.p99"]
+    steps = apart.tables["steps"]
+    assert set(steps["replica"]) == {0, 1}
+    assert (steps.query("replica == 1")["prompt"] == 0).all()
+    assert (steps.query("replica == 0")["decoding"] == 0).all()
+    assert set(apart.tables["memory"]["pool"]) == {"prefill", "decode"}
+    assert (apart.tables["requests"]["replica"] == 1).sum() > 590  # all but those of one output token
+
+
+def test_a_slow_network_hands_over_late() -> None:
+    world = mixtral(serving())
+    slow = tuple(replace(tier, bandwidth=tier.bandwidth / 1e4) for tier in world.hardware.fabric)
+    slower = replace(world, hardware=replace(world.hardware, fabric=slow))
+    one, other = (simulate(each, Plan(pools=(PREFILL, DECODE))) for each in (world, slower))
+    assert other.summary["ttft.mean"] == one.summary["ttft.mean"]
+    assert other.summary["e2e.mean"] > one.summary["e2e.mean"]
+    assert other.summary["itl.p99"] > one.summary["itl.p99"]
+
+
+def test_routers_deal_requests() -> None:
+    """In a burst, going where fewest are in hand waits less than taking turns."""
+    bursts = Arrivals(generator="gamma", rate=120.0, burstiness=8.0)
+    world = mixtral(serving(bursts))
+    waits = {}
+    for name in ("round_robin", "least_loaded", "prefix_aware"):
+        result = simulate(world, replace(plan(replicas=4), router=Policy(name=name)))
+        waits[name] = result.summary["e2e.mean"]
+        assert set(result.tables["requests"]["replica"]) == {0, 1, 2, 3}
+    assert waits["least_loaded"] < waits["round_robin"]
+    assert waits["prefix_aware"] == waits["least_loaded"]  # requests without sessions
+
+
+def test_a_framework_schedules_in_its_own_way() -> None:
+    """Prompts that go first come sooner and hold up the others' tokens."""
+    busy = mixtral(serving(Arrivals(generator="poisson", rate=150.0)))
+    world = replace(busy, frameworks={"plain": replace(worlds.PLAIN, prompts="first")})
+    mixed, first = simulate(busy, plan()), simulate(world, plan())
+    assert (first.tables["steps"].query("prompt > 0")["decoding"] == 0).all()
+    assert first.summary["itl.p99"] > mixed.summary["itl.p99"]
+    whole = replace(busy, frameworks={"plain": replace(worlds.PLAIN, cache="whole")})
+    assert capacity(whole, [plan().pools[0]]).limits[0].whole
+
+
+def test_swapping_takes_the_time_of_a_copy() -> None:
+    settings = {"max_batch": 32, "preemption": "swap"}
+    pool = worlds.pool(EP8, batching=Policy(name="chunked", settings=settings))
+    limits = capacity(mixtral(serving()), [pool]).limits[0]
+    assert limits.swap > 0
+    assert capacity(mixtral(serving()), [plan().pools[0]]).limits[0].swap == 0

@@ -9,11 +9,14 @@ import numpy as np
 
 from moesim.deployments.operation import operation
 from moesim.deployments.serving.limits import Limits
+from moesim.deployments.serving.ticks import ticks
 from moesim.deployments.steps import GRAIN
+from moesim.ground.units import Bytes
 from moesim.passes.footprint import Memory, footprint
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
+from moesim.world.hardware import memory_tier
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
@@ -25,11 +28,13 @@ _ENDLESS = 2**40
 class Capacity:
     """Memory of some pools at full batch, and what one replica of each may hold.
 
-    `room` is the bytes that everything else leaves for the cache on the fullest rank.
+    `room` is the bytes that everything else leaves for the cache on the fullest rank, `per_token` those that a token's
+    cache takes there.
     """
 
     memory: Memory
-    room: tuple[float, ...]
+    room: tuple[Bytes, ...]
+    per_token: tuple[Bytes, ...]
     limits: tuple[Limits, ...]
 
 
@@ -47,14 +52,20 @@ def capacity(scenario: Scenario, pools: Sequence[Pool]) -> Capacity:
     per_token = cache / (point.sequences * point.kept)
     tokens = np.full(len(pools), np.inf)
     np.divide(np.maximum(room, 0.0), per_token, out=tokens, where=per_token > 0)
-    limits = [_limits(scenario, pool, cached) for pool, cached in zip(pools, tokens.tolist(), strict=True)]
-    return Capacity(memory=memory, room=tuple(room.tolist()), limits=tuple(limits))
+    sizes: list[Bytes] = per_token.tolist()
+    return Capacity(
+        memory=memory,
+        room=tuple(room.tolist()),
+        per_token=tuple(sizes),
+        limits=tuple(_limits(scenario, *each) for each in zip(pools, tokens.tolist(), sizes, strict=True)),
+    )
 
 
-def _limits(scenario: Scenario, pool: Pool, tokens: float) -> Limits:
-    """Limits of a replica whose dp groups have room for so many cached tokens each."""
+def _limits(scenario: Scenario, pool: Pool, tokens: float, size: Bytes) -> Limits:
+    """Limits of a replica whose dp groups have room for so many cached tokens each, of a size on a rank."""
     batching: Batching = make("batching", pool.policy("batching"))
-    block = scenario.frameworks[pool.framework].block
+    framework = scenario.frameworks[pool.framework]
+    block = framework.block
     blocks = int(min(tokens / block, _ENDLESS))
     return Limits(
         sequences=batching.max_batch * pool.parallel.dp,
@@ -62,6 +73,17 @@ def _limits(scenario: Scenario, pool: Pool, tokens: float) -> Limits:
         blocks=blocks * pool.parallel.dp,
         block=block,
         largest=blocks * block,
-        whole=batching.speculated > 0,
+        whole=framework.cache == "whole" or batching.speculated > 0,
         growth=round(batching.emitted * GRAIN),
+        swap=_copying(scenario, pool, size) if batching.preemption == "swap" else 0,
+        prompts_first=framework.prompts == "first",
+        poll=framework.poll,
+        hands_over=pool.role == "prefill",
+        prefixes=blocks * block * pool.parallel.dp,
     )
+
+
+def _copying(scenario: Scenario, pool: Pool, size: Bytes) -> int:
+    """Ticks in which the ranks of a dp group copy their parts of a token's cache to the host, or back."""
+    tier = memory_tier(scenario.hardware.offer(pool.node).node, "host")
+    return max(ticks(size * tier.sharers / tier.bandwidth), 1)

@@ -70,6 +70,6 @@ def read_framework(tree: Mapping[str, Tree], label: str) -> tuple[Framework, Map
 
 
 def _faults(framework: Framework) -> Iterator[tuple[str, str, str]]:
-    yield from not_positive(framework, "block")
+    yield from not_positive(framework, "block", "poll")
     if not 0 < framework.utilization <= 1:
         yield "utilization", f"{framework.utilization} is not a share", "give more than 0 and at most 1"

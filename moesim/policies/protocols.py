@@ -9,8 +9,9 @@ policy can time anything. `changes_model` marks one that changes what the model 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -216,6 +217,19 @@ class Buffering(Protocol):
         ...
 
 
+@runtime_checkable
+class Router(Protocol):
+    """Choose the replica that a request goes to."""
+
+    def __call__(self, turn: int, session: int, hand: Sequence[int]) -> int:
+        """Return a replica's number.
+
+        `turn` counts the requests that came before; `session` is that of the request, -1 where it has none; `hand` is
+        how many requests each replica has in hand, waiting ones too.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prefetched:
     """Bytes to copy in, sorted by when: before the gate has spoken, and after; `wasted` ones come early for nothing."""
@@ -256,6 +270,11 @@ class Batching(Protocol):
     @property
     def emitted(self) -> float:
         """Output tokens per sequence and step: the certain one, and the drafts that prove right on average."""
+        ...
+
+    @property
+    def preemption(self) -> Literal["recompute", "swap"]:
+        """What becomes of a sequence whose cache is taken away: its prompt is worked on again, or its cache copied."""
         ...
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from moesim.ground.units import Bytes, Seconds, Source
 
@@ -15,7 +16,11 @@ class Framework:
 
     `reserve` is device memory it keeps for its runtime, `workspace` bytes of activation per token and unit of width,
     `utilization` the share of memory it is willing to fill, `step` host time per step outside kernels, `block`
-    tokens per KV block. `kernels` maps an operation to the name of the kernel used, which picks the `Fit`.
+    tokens per KV block.
+
+    How it schedules is read by `simulate`: `prompts` are mixed into steps that decode, or go first while decodes wait;
+    `cache` is taken as needed or set aside for a whole request; `poll` is the decode steps between two looks at the
+    queue. `kernels` maps an operation to the name of the kernel used, which picks the `Fit`.
     """
 
     name: str
@@ -26,4 +31,7 @@ class Framework:
     block: int
     workspace: float
     source: Source
+    prompts: Literal["mixed", "first"] = "mixed"
+    cache: Literal["as_needed", "whole"] = "as_needed"
+    poll: int = 1
     kernels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,8 +1,8 @@
 """One replica: a state machine over whole ticks that knows no engine. Its events are changes of its batch, not tokens.
 
-Two things make it fast, besides the cache's residues. *Counters*: a request that starts to decode at step s ends at step
-s + n, so one heap keyed by step numbers replaces touching every request in every step. *Runs*: steps between changes
-have a closed form.
+Two things make it fast, besides the cache's residues. *Counters*: a request that starts to decode at step s ends at
+step s + n, so one heap keyed by step numbers replaces touching every request in every step. *Runs*: steps between
+changes have a closed form.
 """
 
 from __future__ import annotations

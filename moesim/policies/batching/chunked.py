@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from moesim.policies.batching._settings import check, emitted_tokens
 
@@ -18,6 +19,7 @@ class Chunked:
     speculated : draft tokens verified per sequence and step
     acceptance : chance that a draft token is right, given that those before it were
     buckets : batch sizes with a compiled graph; empty: any size
+    preemption : what becomes of a sequence when the cache is full: worked on again, or copied to the host and back
     """
 
     max_batch: int = 256
@@ -25,6 +27,7 @@ class Chunked:
     speculated: int = 0
     acceptance: float = 0.0
     buckets: tuple[int, ...] = ()
+    preemption: Literal["recompute", "swap"] = "recompute"
 
     def __post_init__(self) -> None:
         """Check that a step has room for every decode."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from moesim.plans.layout import NO_LIMIT
 from moesim.policies.batching._settings import check, emitted_tokens
@@ -19,6 +19,7 @@ class Continuous:
     speculated : draft tokens verified per sequence and step
     acceptance : chance that a draft token is right, given that those before it were
     buckets : batch sizes with a compiled graph; empty: any size
+    preemption : what becomes of a sequence when the cache is full: worked on again, or copied to the host and back
     """
 
     budget: ClassVar[int] = NO_LIMIT
@@ -27,6 +28,7 @@ class Continuous:
     speculated: int = 0
     acceptance: float = 0.0
     buckets: tuple[int, ...] = ()
+    preemption: Literal["recompute", "swap"] = "recompute"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
