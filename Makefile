@@ -2,6 +2,9 @@
 #
 #   make test     set up .venv and run the whole library suite
 #   make plan     set up .venv and plan a DeepSeek-V3 deployment
+#   make test-torch  add the CPU build of torch to .venv and run the tests that need it
+#   make calibrate   measure this machine's CPU in under 5 minutes, with torch as above
+#   make gpu         measure a machine with a gpu: its own python3 with torch and NumPy is all it needs
 #   make lint     ruff, mypy and the import floors
 #   make bench    the speed benchmarks, in CPU time
 #   make clean    remove what these made
@@ -18,7 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: test plan lint bench clean
+.PHONY: test test-torch calibrate gpu plan lint bench clean
 
 # First the tests of single floors with every annotation of moesim checked while they run, array shapes included (the
 # tower lets an int be a float, as mypy does); then all tests without, since checking takes most of the time of a search.
@@ -28,7 +31,20 @@ SHAPED := $(addprefix tests/test_, alltoall.py footprint.py gating.py lowering.p
 	routing.py schedule.py timeline.py)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(SHAPES) $(SHAPED)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --benchmark-disable
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --benchmark-disable --ignore=tests/torch
+
+# Real torch on tiny shapes, one test at a time: each starts processes of its own.
+test-torch: $(VENV)/.torch
+	$(BIN)/python -m pytest tests/torch
+
+OUT ?= measured
+calibrate: $(VENV)/.torch
+	$(BIN)/moesim calibrate --device cpu --out $(OUT)/cpu.jsonl --budget 270s $(if $(ONLY),--only $(ONLY))
+
+# No .venv: such a machine may have no network. Stopped by its time limit or killed, it goes on where it was when run again.
+GPU_PYTHON ?= python3
+gpu:
+	$(GPU_PYTHON) -m calibrate.measure --device cuda --out $(OUT)/gpu.jsonl --budget 270s $(if $(ONLY),--only $(ONLY))
 
 plan: $(VENV)/.core
 	$(BIN)/moesim optimize examples/deepseek_v3_serving.yaml
@@ -53,6 +69,12 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	touch $(VENV)/.core $@
+
+# The wheel from the package index is the CPU build where TORCH_INDEX is that of PyTorch's CPU wheels.
+TORCH := torch==2.13.0
+$(VENV)/.torch: $(VENV)/.dev
+	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	touch $@
 
 $(BIN)/python:
 	@test -n '$(PYTHON)' || { echo 'moesim needs Python 3.11 or newer: make PYTHON=/path/to/python3.11' >&2; exit 1; }

@@ -20,6 +20,7 @@ app.command(
     "moesim.cli.simulating:simulate", help="Simulate one plan under its requests: percentiles, queues, goodput."
 )
 app.command("moesim.cli.runs:report", help="Draw the report of a run folder again.")
+app.command("moesim.calibrate.cli:app", name="calibrate", help="Measure this machine and keep the raw samples.")
 
 
 def main() -> None:

@@ -1,0 +1,120 @@
+"""Matrix products to measure: dense ones, and one per expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from .machine import Speed
+from .operation import Operation, bytes_of, multiple
+from .pieces import products
+from .pieces.bench import Bench, Case
+from .points import Axis, Inputs, rows_of
+
+
+def dense(bench: Bench, speed: Speed, longest: float) -> list[Operation]:
+    """Dense products in every dtype that the device multiplies."""
+    side = multiple((longest * speed.flop_rate / 2) ** (1 / 3), 64)
+    tall = multiple((longest * speed.bandwidth / 8) ** 0.5, 64)
+    axes = (
+        Axis(name="m", low=1, high=32768),
+        Axis(name="n", low=64, high=16384, step=16),
+        Axis(name="k", low=64, high=16384, step=16),
+    )
+    anchors = (
+        {"m": side, "n": side, "k": side},  # peak
+        {"m": 1, "n": tall, "k": tall},  # bandwidth
+        {"m": 1, "n": 64, "k": 64},  # launch
+        {"m": 64, "n": 64, "k": 16384},  # few tiles, each long
+    )
+    return [
+        Operation(
+            name="gemm",
+            dtype=dtype,
+            group="kernels",
+            axes=axes,
+            anchors=anchors,
+            cost=partial(_gemm_cost, size=bytes_of(dtype)),
+            case=products.gemm_case,
+            number=number,
+            slow=6.0 if dtype == "fp16" and bench.device.type == "cpu" else 1.0,
+        )
+        for dtype, number in _dense_dtypes(bench).items()
+    ]
+
+
+def _dense_dtypes(bench: Bench) -> dict[str, int]:
+    """Return the dtypes of dense products with their numbers of points; fp8 where the device has it."""
+    if bench.device.type == "cpu":
+        return {"fp32": 64, "bf16": 64, "fp16": 12}
+    fp8 = {"fp8": 64} if torch.cuda.get_device_capability(bench.device) >= (8, 9) else {}
+    return {"bf16": 64, "fp32": 24, "fp16": 24} | fp8
+
+
+def _gemm_cost(point: Inputs, size: int) -> tuple[float, float]:
+    m, n, k = point["m"], point["n"], point["k"]
+    return 2 * m * n * k, size * (m * k + n * k + m * n)
+
+
+def experts(dtypes: Sequence[str], speed: Speed, longest: float) -> list[Operation]:
+    """One product per expert: in a loop, batched to the fullest, in one kernel, and compiled."""
+    side = multiple((longest * speed.flop_rate / 4 / 1024) ** 0.5, 64)
+    axes = (
+        Axis(name="slots", among=(1, 2, 4, 8, 16, 32, 64, 128)),
+        Axis(name="rows", low=1, high=16384),
+        Axis(name="n", low=64, high=8192, step=16),
+        Axis(name="k", low=64, high=8192, step=16),
+        Axis(name="skew", among=(0.0, 0.5, 1.0, 1.5)),
+    )
+    anchors = (
+        {"slots": 8, "rows": 1, "n": 512, "k": 512, "skew": 0.0},
+        {"slots": 8, "rows": 8, "n": 512, "k": 512, "skew": 0.0},
+        {"slots": 8, "rows": 1024, "n": side, "k": side, "skew": 0.0},
+        {"slots": 8, "rows": 1024, "n": 512, "k": 512, "skew": 1.5},
+    )
+    ways = {
+        "looped": (products.looped_case, 64),
+        "batched": (products.batched_case, 64),
+        "grouped": (products.grouped_case, 64),
+        "compiled": (products.compiled_case, 12),
+    }
+    return [
+        Operation(
+            name="grouped_gemm",
+            dtype=dtype,
+            kernel=kernel,
+            group="compilation" if kernel == "compiled" else "kernels",  # its first point takes as long as compiling
+            axes=axes,
+            anchors=anchors,
+            cost=partial(_grouped_cost, size=bytes_of(dtype), padded=kernel in ("batched", "compiled")),
+            case=partial(_of_counts, prepare),
+            number=number,
+            complete=_grouped_inputs,
+        )
+        for dtype in dtypes
+        for kernel, (prepare, number) in ways.items()
+    ]
+
+
+def _grouped_inputs(point: Inputs) -> Inputs:
+    """Add how many slots have rows, and how many the fullest has."""
+    counts = counts_of(point)
+    return {**point, "active": float(sum(count > 0 for count in counts)), "fullest": float(max(counts))}
+
+
+def counts_of(point: Inputs) -> list[int]:
+    """Return the rows of every slot of a grouped product that was measured."""
+    return rows_of(int(point["slots"]), int(point["rows"]), point["skew"])
+
+
+def _of_counts(prepare: Callable[..., Case], point: Inputs, dtype: str, bench: Bench) -> Case:
+    return prepare(point, dtype, bench, counts_of(point))
+
+
+def _grouped_cost(point: Inputs, size: int, padded: bool) -> tuple[float, float]:
+    rows = point["slots"] * point["fullest"] if padded else point["rows"]
+    read = point["slots"] if padded else point["active"]
+    work = 2 * rows * point["n"] * point["k"]
+    return work, size * (read * point["n"] * point["k"] + rows * (point["n"] + point["k"]))

@@ -1,0 +1,294 @@
+"""Measure the machine at hand: `python -m calibrate.measure --out RAW`.
+
+torch, NumPy and the standard library are all it needs, so that it runs on a bare machine from a checkout; fitting what
+it writes is done anywhere later. Run again with the same file, it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesim.ground.errors import MoesimError, nearest
+from moesim.ground.units import parse
+
+from .raw import FORMAT, Line, Writer, read
+
+if TYPE_CHECKING:
+    import torch
+
+    from .machine import Speed
+    from .operation import Operation
+    from .pieces.bench import Bench
+    from .session import Session
+
+GROUPS = {"kernels": 0.55, "collectives": 0.20, "memory": 0.08, "interference": 0.05, "compilation": 0.12}
+"""What is measured, in this order, and the share of the budget that each gets when all are."""
+FAILED, BAD_INPUT, STOPPED = 1, 2, 130
+MODULE = f"{__package__}.measure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What was asked for.
+
+    Attributes
+    ----------
+    device : cpu or cuda
+    out : the raw file
+    budget : s, shared by the groups
+    only : groups or operations; empty for all
+    ranks : numbers of processes for collectives; empty for as many as the machine suggests
+    points : per operation that asks for 64
+    """
+
+    device: str
+    out: Path
+    budget: float
+    only: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    points: int = 64
+
+    def arguments(self) -> list[str]:
+        """Return them as words of a command line."""
+        words = ["--device", self.device, "--out", str(self.out), "--budget", f"{self.budget} s"]
+        words += ["--points", str(self.points)]
+        return words + (["--only", ",".join(self.only)] if self.only else [])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, and return the exit code: 0, 1 for a group that failed, 2 for a wrong input, 130 when stopped."""
+    settings: Settings | None = None
+    try:
+        settings = _settings(words)
+        return _ranked(settings) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _alone(settings)
+    except MoesimError as fault:
+        _say(str(fault))
+        return BAD_INPUT if settings is None else FAILED
+    except KeyboardInterrupt:
+        _say("stopped; finished samples are kept. Run the same command again: it goes on from there")
+        return STOPPED
+
+
+def _settings(words: Sequence[str] | None) -> Settings:
+    """Read the command line.
+
+    Raises
+    ------
+    MoesimError
+        torch is missing, there is no such device, or a value is none.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Measure this machine; write raw samples.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--out", type=Path, help="raw samples, JSON lines; default: DEVICE.jsonl")
+    parser.add_argument("--budget", default="5 min", help="time for everything (default: 5 min)")
+    parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or operations, with commas")
+    parser.add_argument("--ranks", default="", help="numbers of processes for collectives, with commas")
+    parser.add_argument("--points", type=int, default=64, help="points per operation, about (default: 64)")
+    given = parser.parse_args(words)
+    if find_spec("torch") is None:
+        raise MoesimError("measuring needs torch; install it with `pip install 'moesim[torch]'`")
+    device = given.device or _default_device()
+    return Settings(
+        device=device,
+        out=given.out or Path(f"{device}.jsonl"),
+        budget=parse(given.budget, "s"),
+        only=tuple(name for name in given.only.split(",") if name),
+        ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
+        points=max(given.points, 1),
+    )
+
+
+def _whole(number: str) -> int:
+    if not number.isdigit() or int(number) < 2:
+        raise MoesimError(f"--ranks: `{number}` is not a number of processes; name two or more, as in --ranks 2,4")
+    return int(number)
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _alone(settings: Settings) -> int:
+    """Measure in this process, and between processes that it starts."""
+    from .machine import cache_size
+    from .pieces.bench import Bench, Pool
+    from .session import DeviceLost, Session
+
+    device = _device(settings.device)
+    with _scratch(settings.out) as scratch:
+        bench = Bench(device=device, pool=Pool(device=device, size=4 * cache_size(device)), scratch=scratch)
+        with Writer(settings.out, _header(bench, settings.out)) as writer:
+            session = Session.resumed(bench, _speed(writer.header), writer)
+            try:
+                faults = _measure(session, settings)
+            except DeviceLost as fault:
+                _say(f"{fault}; going on in a new process")
+                os.execv(sys.executable, [sys.executable, "-m", MODULE, *settings.arguments()])
+            _tell(session, writer, faults)
+    return FAILED if faults else 0
+
+
+def _measure(session: Session, settings: Settings) -> list[str]:
+    """Measure group by group; a group that fails is told at the end and keeps no other from its turn."""
+    from .suite import everything
+
+    operations = everything(session.bench, session.speed)
+    _checked(settings.only, operations)
+    chosen = _chosen(settings, operations)
+    left, weights, faults = settings.budget, sum(GROUPS[group] for group in chosen), list[str]()
+    for group, some in chosen.items():
+        share = left * GROUPS[group] / weights
+        weights -= GROUPS[group]
+        begun = time.monotonic()
+        if group != "collectives":
+            left -= session.run(some, share, settings.points)
+            continue
+        session.bench.pool.clear()
+        faults += _between(settings, [one.name for one in some], share)
+        left -= time.monotonic() - begun
+    return faults
+
+
+def _between(settings: Settings, names: Sequence[str], share: float) -> list[str]:
+    """Measure collectives between 2, 4 and so on processes, each number in a run of its own."""
+    from .ranks import launch
+
+    numbers = settings.ranks or _numbers(settings.device)
+    if not numbers:
+        _say("collectives need two gpus; left out")
+    faults = []
+    for ranks in numbers:
+        part = replace(settings, budget=share / len(numbers), only=tuple(dict.fromkeys(names)), ranks=())
+        try:
+            launch(MODULE, part.arguments(), ranks, part.budget)
+        except MoesimError as fault:
+            faults.append(str(fault))
+    return faults
+
+
+def _numbers(device: str) -> tuple[int, ...]:
+    """Return the numbers of processes to try: on a CPU 2 and 4, among gpus every power of two there is."""
+    import torch
+
+    return (2, 4) if device == "cpu" else tuple(n for n in (2, 4, 8, 16) if n <= torch.cuda.device_count())
+
+
+def _ranked(settings: Settings) -> int:
+    """Measure as one of the processes that torchrun started."""
+    from .ranks import join, leave
+    from .session import Session
+    from .suite import suite
+
+    with _scratch(settings.out, keep=True) as scratch:
+        bench = join(_device(settings.device), scratch, pool=64 << 20)
+        writer = Writer(settings.out, _header(bench, settings.out)) if bench.rank == 0 else None
+        speed = _speed(_agreed(writer.header if writer is not None else None, bench))
+        session = Session.resumed(bench, speed, writer)
+        for operations in _chosen(settings, suite(bench, speed)).values():
+            session.run(operations, settings.budget, settings.points)
+        leave()
+    return 0
+
+
+def _agreed(header: Line | None, bench: Bench) -> Line:
+    """Return rank 0's header on all ranks."""
+    from torch import distributed as dist
+
+    said = [header]
+    dist.broadcast_object_list(said, 0, group=bench.talk)
+    assert said[0] is not None
+    return said[0]
+
+
+def _device(name: str) -> torch.device:
+    """Return the device.
+
+    Raises
+    ------
+    MoesimError
+        There is none.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MoesimError("--device cuda: torch sees no gpu; measure the CPU with --device cpu")
+    return torch.device(name)
+
+
+def _header(bench: Bench, out: Path) -> Line:
+    """Return the first line of a raw file; the speed is probed for a new file only."""
+    from .machine import describe, device_name, probe
+
+    header: dict[str, Any] = {"format": FORMAT, "device": device_name(bench.device), "machine": describe(bench.device)}
+    if out.exists() and out.stat().st_size:
+        return header
+    started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return header | {"started": started, "speed": asdict(probe(replace(bench, ranks=1)))}
+
+
+def _speed(header: Line) -> Speed:
+    from .machine import Speed
+
+    return Speed(**header["speed"])
+
+
+@contextmanager
+def _scratch(out: Path, keep: bool = False) -> Iterator[Path]:
+    """Make a folder beside the raw file, whose disk is the one measured, and remove it at the end."""
+    folder = out.parent / f".{out.name}.scratch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise MoesimError(f"{out}: {fault.strerror}; name another file with --out") from None
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")  # no cache of an earlier day shortens a compile
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checked(only: Sequence[str], operations: Sequence[Operation]) -> None:
+    """Refuse what is neither a group nor an operation."""
+    known = {*GROUPS, *(operation.name for operation in operations)}
+    for name in only:
+        if name not in known:
+            raise MoesimError(f"--only: `{name}` is neither a group nor an operation; {nearest(name, known)}")
+
+
+def _chosen(settings: Settings, operations: Sequence[Operation]) -> dict[str, list[Operation]]:
+    """Pick what was asked for, by group."""
+    wanted = [one for one in operations if not settings.only or {one.name, one.group} & {*settings.only}]
+    grouped = {group: [one for one in wanted if one.group == group] for group in GROUPS}
+    return {group: some for group, some in grouped.items() if some}
+
+
+def _tell(session: Session, writer: Writer, faults: Sequence[str]) -> None:
+    """Say what was measured, and what was not and why."""
+    reasons = Counter(session.failures)
+    for reason, times in reasons.items():
+        _say(f"left out: {reason} ({times} points)")
+    for fault in faults:
+        _say(fault)
+    _say(f"{writer.path}: {read(writer.path).summary()}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"moesim: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Matrix products: dense ones, and one per expert in the ways torch offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .bench import Args, Bench, Case, Inputs
+
+
+def gemm(rows: Tensor, weights: Tensor) -> Tensor:
+    """Multiply rows [m, k] by weights [n, k]; fp8 is multiplied as fp8 with one scale, and gives bf16."""
+    if rows.dtype == torch.float8_e4m3fn:
+        one = torch.ones((), device=rows.device)
+        return torch._scaled_mm(rows, weights.t(), one, one, out_dtype=torch.bfloat16)
+    return functional.linear(rows, weights)
+
+
+def looped(rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
+    """Multiply the rows of each expert in turn: rows [sum of counts, k] sorted by expert, weights [expert, k, n].
+
+    An expert without rows costs nothing.
+    """
+    out = rows.new_empty(rows.shape[0], weights.shape[2])
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            torch.mm(rows[start : start + count], weights[expert], out=out[start : start + count])
+        start += count
+    return out
+
+
+def batched(rows: Tensor, weights: Tensor) -> Tensor:
+    """Multiply experts of equal capacity: rows [expert, capacity, k], weights [expert, k, n]."""
+    return torch.bmm(rows, weights)
+
+
+def grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Multiply all experts in one kernel: rows [sum, k] sorted by expert, weights [expert, k, n], ends [expert], int32.
+
+    `ends` are the row numbers at which experts end, on the device, so that the host need not know them.
+    """
+    return _grouped_mm()(rows, weights, offs=ends)
+
+
+@cache
+def _grouped_mm() -> Callable[..., Tensor]:
+    """Return torch's grouped product: public from 2.10, private before."""
+    found: Callable[..., Tensor] = getattr(functional, "grouped_mm", None) or torch._grouped_mm
+    return found
+
+
+def rows_padded(counts: Sequence[int]) -> int:
+    """Return the rows that equal capacities take: experts times the fullest."""
+    return len(counts) * max(counts)
+
+
+def gemm_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
+    """Make a dense product ready: rows stay where they are, weights are cold."""
+    m, n, k = inputs["m"], inputs["n"], inputs["k"]
+    rows = bench.pool.cut(dtype, m, k)
+    return Case(call=gemm, args=lambda: (rows, bench.pool.cut(dtype, n, k)))
+
+
+def looped_case(inputs: Inputs, dtype: str, bench: Bench, counts: Sequence[int]) -> Case:
+    """Make one product per expert ready."""
+    rows = bench.pool.cut(dtype, sum(counts), inputs["k"])
+    return Case(call=looped, args=lambda: (rows, _weights(inputs, dtype, bench), counts))
+
+
+def batched_case(inputs: Inputs, dtype: str, bench: Bench, counts: Sequence[int]) -> Case:
+    """Make experts of equal capacity ready, which is that of the fullest."""
+    return Case(call=batched, args=_batched_args(inputs, dtype, bench, counts))
+
+
+def compiled_case(inputs: Inputs, dtype: str, bench: Bench, counts: Sequence[int]) -> Case:
+    """Make the same ready through torch.compile, one graph for all shapes."""
+    return Case(call=_compiled(), args=_batched_args(inputs, dtype, bench, counts), warm=3)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    made: Callable[..., Tensor] = torch.compile(batched, dynamic=True)
+    return made
+
+
+def grouped_case(inputs: Inputs, dtype: str, bench: Bench, counts: Sequence[int]) -> Case:
+    """Make one kernel for all experts ready."""
+    rows = bench.pool.cut(dtype, sum(counts), inputs["k"])
+    ends = torch.tensor(counts).cumsum(0).to(device=bench.device, dtype=torch.int32)
+    return Case(call=grouped, args=lambda: (rows, _weights(inputs, dtype, bench), ends))
+
+
+def _weights(inputs: Inputs, dtype: str, bench: Bench) -> Tensor:
+    return bench.pool.cut(dtype, inputs["slots"], inputs["k"], inputs["n"])
+
+
+def _batched_args(inputs: Inputs, dtype: str, bench: Bench, counts: Sequence[int]) -> Callable[[], Args]:
+    rows = bench.pool.cut(dtype, len(counts), max(counts), inputs["k"])
+    return lambda: (rows, _weights(inputs, dtype, bench))

@@ -1,0 +1,296 @@
+"""The raw file: what was measured, one JSON line per visit of a point, after a first line about the machine.
+
+Appending a line is the only way it grows, so a run that is killed leaves a file that is whole up to its last line; a
+torn last line is dropped on reading and cut off before the next one is written. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from moesim.ground.errors import Fault, InputError, MoesimError
+
+FORMAT = "moesim raw 1"
+Line = Mapping[str, Any]
+NO_INPUTS: Mapping[str, float] = MappingProxyType({})
+FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One point: what ran, on which inputs, and how long each repetition took.
+
+    Attributes
+    ----------
+    operation, dtype, kernel : what ran; kernel is the way it was done, "" where there is one only
+    inputs : sizes by name; bytes where the name says size, sent, received or traffic
+    seconds : every repetition of every visit, in order
+    device : name of the device
+    ranks : processes that took part
+    visits : median of each visit, s; visits of a point lie minutes apart, so their spread is that of identical runs
+    issue : s until the call returned on the host (median), where the device works on after that; else None
+    alone : the same without what ran beside it, s; only where something did
+    """
+
+    operation: str
+    dtype: str
+    kernel: str
+    inputs: Mapping[str, float]
+    seconds: tuple[float, ...]
+    device: str
+    ranks: int = 1
+    visits: tuple[float, ...] = ()
+    issue: float | None = None
+    alone: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        """Median over repetitions, s."""
+        return quantile(self.seconds, 0.5)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the 16th and 84th percentile, s: a standard deviation where noise is normal."""
+        return spread(self.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """A raw file: its header, its points in the order first measured, and what failed, by reason.
+
+    Attributes
+    ----------
+    header : format, device, machine (processor, memory, versions), when it was started, probed speeds
+    samples : one per point, visits merged
+    failures : one line per point that could not be measured
+    """
+
+    header: Line
+    samples: tuple[Sample, ...]
+    failures: tuple[Line, ...] = field(default=())
+
+    def summary(self) -> str:
+        """Say how much was measured."""
+        operations = {(sample.operation, sample.dtype, sample.kernel, sample.ranks) for sample in self.samples}
+        times = sum(len(sample.seconds) for sample in self.samples)
+        return f"{len(self.samples)} points of {len(operations)} operations on {self.header['device']}, {times} times"
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return a quantile, interpolated linearly.
+
+    Examples
+    --------
+    >>> quantile([3.0, 1.0, 2.0, 4.0], 0.5)
+    2.5
+    """
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def spread(values: Iterable[float]) -> float:
+    """Return half the distance between the 16th and 84th percentile.
+
+    Examples
+    --------
+    >>> spread(range(101))
+    34.0
+    """
+    kept = tuple(values)
+    return (quantile(kept, 0.84) - quantile(kept, 0.16)) / 2
+
+
+def key_of(line: Line) -> tuple[object, ...]:
+    """Return what tells one point from another."""
+    return (line["operation"], line["dtype"], line["kernel"], line["ranks"], *sorted(line["inputs"].items()))
+
+
+def read(path: Path) -> Raw:
+    """Read a raw file and merge the visits of each point.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not a raw file, or has lines that are not samples; all of them are named.
+    """
+    header, lines = _parsed(path)
+    faults = [fault for number, line in enumerate(lines, 2) if (fault := _fault_of(number, line))]
+    if faults:
+        raise InputError(str(path), faults[:FAULTS_SHOWN])
+    points: dict[tuple[object, ...], list[Line]] = {}
+    for line in lines:
+        if "seconds" in line:
+            points.setdefault(key_of(line), []).append(line)
+    return Raw(
+        header=header,
+        samples=tuple(_merged(visits, str(header["device"])) for visits in points.values()),
+        failures=tuple(line for line in lines if "error" in line),
+    )
+
+
+def _parsed(path: Path) -> tuple[Line, list[Any]]:
+    """Parse the header and the lines; the torn end of a run that was killed is left out."""
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+    except OSError as fault:
+        raise InputError(
+            str(path), [Fault(path="", problem=fault.strerror or str(fault), remedy="name a file of raw samples")]
+        ) from None
+    texts = whole.decode(errors="replace").split("\n")
+    lines = [_json(text) for text in texts]
+    if not (isinstance(lines[0], dict) and lines[0].get("format") == FORMAT and "device" in lines[0]):
+        problem = f"its first line is not the header of a raw file ({FORMAT})"
+        raise InputError(str(path), [Fault(path="line 1", problem=problem, remedy="measure with `moesim calibrate`")])
+    return lines[0], lines[1:]
+
+
+def _torn_header(path: Path) -> bool:
+    """Tell whether a run was killed while it wrote the first line of this file, or before."""
+    begins = f'{{"format":"{FORMAT}'.encode()
+    with path.open("rb") as file:
+        first = file.readline()
+    return not first.endswith(b"\n") and begins.startswith(first[: len(begins)])
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _fault_of(number: int, line: Any) -> Fault | None:
+    """Return what is wrong with a line, or None."""
+    where = f"line {number}"
+    remedy = "delete the line, or measure the point again"
+    if not isinstance(line, dict):
+        return Fault(path=where, problem="is not JSON of a sample", remedy=remedy)
+    needed = ("operation", "dtype", "kernel", "ranks", "inputs")
+    missing = [name for name in needed if name not in line]
+    if missing or not ("seconds" in line or "error" in line):
+        return Fault(path=where, problem=f"lacks {', '.join(missing) or 'seconds'}", remedy=remedy)
+    if "seconds" in line and not all_times(line["seconds"]):
+        return Fault(path=f"{where}.seconds", problem="has a time that is not a positive number", remedy=remedy)
+    return None
+
+
+def all_times(seconds: object) -> bool:
+    """Tell whether this is a list of positive, finite times, and not empty."""
+    return (
+        isinstance(seconds, list)
+        and bool(seconds)
+        and all(isinstance(time, (int, float)) and math.isfinite(time) and time > 0 for time in seconds)
+    )
+
+
+def _merged(visits: list[Line], device: str) -> Sample:
+    first = visits[0]
+    return Sample(
+        operation=first["operation"],
+        dtype=first["dtype"],
+        kernel=first["kernel"],
+        inputs=MappingProxyType(dict(first["inputs"])),
+        seconds=tuple(time for visit in visits for time in visit["seconds"]),
+        device=device,
+        ranks=first["ranks"],
+        visits=tuple(quantile(visit["seconds"], 0.5) for visit in visits),
+        issue=first.get("issue"),
+        alone=tuple(time for visit in visits for time in visit.get("alone", ())),
+    )
+
+
+class Writer:
+    """Appends lines to a raw file, each flushed to the disk before the next is measured.
+
+    Attributes
+    ----------
+    path : the file
+    header : its first line
+    lines : what it held when opened, and what was appended since
+    """
+
+    def __init__(self, path: Path, header: Line) -> None:
+        """Open a file to go on with it, or start one.
+
+        Raises
+        ------
+        MoesimError
+            The file cannot be written, or holds samples of another machine.
+        """
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = not path.exists() or _torn_header(path)
+            self._file = path.open("ab")
+        except OSError as fault:
+            raise MoesimError(f"{path}: {fault.strerror}; name another file with --out") from None
+        self.header = header
+        self.lines: list[Line] = []
+        try:
+            if fresh:
+                self._file.truncate(0)
+                self._write(header)
+            else:
+                self._go_on(header)
+        except MoesimError:
+            self.close()
+            raise
+
+    def _go_on(self, header: Line) -> None:
+        """Take over what the file holds; its torn end, if any, is cut off."""
+        self.header, self.lines = _parsed(self.path)
+        for name in ("device", "machine"):
+            if self.header.get(name) != header[name]:
+                raise MoesimError(
+                    f"{self.path}: holds samples of another {name} ({self.header.get(name)}, here {header[name]}); "
+                    "name another file with --out"
+                )
+        self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+
+    def append(self, line: Line) -> None:
+        """Write one line, whole or not at all.
+
+        Raises
+        ------
+        MoesimError
+            The disk is full or gone; finished samples are kept.
+        """
+        self._write(line)
+        self.lines.append(line)
+
+    def _write(self, line: Line) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as fault:
+            os.truncate(self.path, end)
+            raise MoesimError(
+                f"{self.path}: {fault.strerror}; the {len(self.lines)} finished samples are kept. "
+                "Make room and run the same command again: it goes on from there"
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> Writer:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let go of the file."""
+        self.close()

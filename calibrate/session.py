@@ -1,0 +1,258 @@
+"""One run over the points of a group: visit by visit, each line written before the next point is touched."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from moesim.ground.errors import MoesimError
+
+from .machine import Clocks, Speed
+from .operation import Operation
+from .pieces.bench import Bench, Inputs
+from .raw import Line, Writer, all_times, key_of, quantile, spread
+from .timing import Timing, timed
+
+VISITS = 3
+"""Times that a point is measured afresh, minutes apart, where the budget allows: drift must show as spread."""
+SAID_EVERY = 20.0
+"""Seconds between lines of progress where there is no terminal."""
+
+
+class DeviceLost(MoesimError):
+    """The device answers nothing any more in this process; a new process can go on."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """Measures points and appends them to a raw file; ranks that measure together agree on each step.
+
+    Attributes
+    ----------
+    bench : where cases are set up
+    speed : how fast the device is, roughly
+    writer : of the raw file; None on ranks other than the first
+    done : visits in the file by point; a point that failed counts as done
+    spent : seconds that each point in the file took to measure
+    """
+
+    bench: Bench
+    speed: Speed
+    writer: Writer | None
+    done: Counter[tuple[object, ...]]
+    spent: dict[tuple[object, ...], float]
+    clocks: Clocks
+    failures: list[str] = field(default_factory=list)
+
+    @classmethod
+    def resumed(cls, bench: Bench, speed: Speed, writer: Writer | None) -> Session:
+        """Begin where the raw file ends."""
+        lines = _agreed_lines(writer, bench)
+        done: Counter[tuple[object, ...]] = Counter()
+        spent: dict[tuple[object, ...], float] = {}
+        for line in lines:
+            done[key_of(line)] += 1 if "seconds" in line else VISITS
+            spent[key_of(line)] = spent.get(key_of(line), 0.0) + line.get("took", 0.0)
+        return cls(bench=bench, speed=speed, writer=writer, done=done, spent=spent, clocks=Clocks(bench.device))
+
+    def run(self, operations: Sequence[Operation], budget: float, points: int) -> float:
+        """Measure points until all visits are done or the budget is spent, and return the seconds spent.
+
+        Parameters
+        ----------
+        operations : of one group
+        budget : s, for all runs on this file together
+        points : per operation, where it asks for 64; in proportion where it asks for other numbers
+        """
+        steps = list(_steps(operations, self.speed, self.bench, points / 64))
+        keys = {self._key(operation, point) for operation, point, visit in steps}
+        before = sum(seconds for key, seconds in self.spent.items() if key in keys)
+        progress = Progress(total=len(steps), budget=budget, before=before, shown=self.writer is not None)
+        for number, (operation, point, visit) in enumerate(steps):
+            if not self._go_on(progress.spent < budget):
+                break
+            if self.done[self._key(operation, point)] <= visit:
+                self._visit(operation, point, visit)
+            progress.show(operation, number + 1)
+        progress.end()
+        return progress.spent
+
+    def _key(self, operation: Operation, point: Inputs) -> tuple[object, ...]:
+        return key_of(self._named(operation, point))
+
+    def _named(self, operation: Operation, point: Inputs) -> dict[str, Any]:
+        return {
+            "operation": operation.name,
+            "dtype": operation.dtype,
+            "kernel": operation.kernel,
+            "inputs": {name: float(value) for name, value in point.items()},
+            "ranks": self.bench.ranks,
+        }
+
+    def _go_on(self, wanted: bool) -> bool:
+        """Ask rank 0 whether to go on."""
+        return _all_agree(wanted or self.bench.rank > 0, self.bench)
+
+    def _visit(self, operation: Operation, point: Inputs, visit: int) -> None:
+        """Measure one point and write its line, or why it could not be."""
+        begun = time.perf_counter()
+        line = self._named(operation, point) | {"visit": visit}
+        try:
+            line |= self._measured(operation, point)
+        except Exception as fault:  # whatever torch or a kernel says: one point is lost, not the run
+            line["error"] = _reason(fault)
+            lost = _lost(fault)
+        else:
+            lost = False
+        if "error" in line and not lost:
+            self._clean()
+        line["took"] = round(time.perf_counter() - begun, 4)
+        self._keep(line)
+        if lost:
+            raise DeviceLost(f"{operation.name}: {line['error']}; finished samples are kept")
+
+    def _measured(self, operation: Operation, point: Inputs) -> dict[str, Any]:
+        """Make a point ready on all ranks, then time it."""
+        fault: Exception | None = None
+        try:
+            case = operation.case(point, operation.dtype, self.bench)
+        except Exception as caught:  # told to the other ranks first, which would wait for this one
+            fault = caught
+        if not _all_agree(fault is None, self.bench):
+            raise fault or MoesimError("another rank could not make the point ready")
+        with torch.no_grad():
+            timing = timed(case, self.bench)
+        return _fields(timing) | {"device": self.bench.device.type, "clocks": self.clocks.now()}
+
+    def _clean(self) -> None:
+        """Give back all memory after a failure: the next point may need it."""
+        self.bench.pool.clear()
+        gc.collect()
+        if self.bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        key = key_of(line)
+        self.done[key] += 1 if "seconds" in line else VISITS
+        if "error" in line:
+            self.failures.append(f"{line['operation']} {line['dtype']} {line['kernel']}: {line['error']}")
+        if self.writer is not None:
+            self.writer.append(line)
+
+
+def _steps(
+    operations: Sequence[Operation], speed: Speed, bench: Bench, scale: float
+) -> Iterator[tuple[Operation, Inputs, int]]:
+    """Yield every visit, operations by turns: a budget that runs out cuts all of them alike."""
+    chosen = [(operation, operation.points(speed, bench, scale)) for operation in operations]
+    longest = max((len(points) for _, points in chosen), default=0)
+    for visit in range(VISITS):
+        for index in range(longest):
+            for operation, points in chosen:
+                if index < len(points):
+                    yield operation, points[index], visit
+
+
+def _fields(timing: Timing) -> dict[str, Any]:
+    """Return a timing as it is written; five digits are more than any clock's worth.
+
+    Raises
+    ------
+    MoesimError
+        A time is not a positive number.
+    """
+    seconds, alone = ([float(f"{one:.5g}") for one in times] for times in (timing.seconds, timing.alone))
+    if not all_times(seconds) or (alone and not all_times(alone)):
+        raise MoesimError("a time is not a positive number")
+    fields: dict[str, Any] = {
+        "seconds": seconds,
+        "median": float(f"{quantile(seconds, 0.5):.5g}"),
+        "spread": float(f"{spread(seconds):.3g}"),
+    }
+    if alone:
+        fields["alone"] = alone
+    if timing.issue is not None and math.isfinite(timing.issue):
+        fields["issue"] = float(f"{timing.issue:.5g}")
+    return fields
+
+
+def _reason(fault: Exception) -> str:
+    """Say in one line what went wrong."""
+    if isinstance(fault, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(fault):
+        return "out of memory"
+    first = str(fault).strip().splitlines()
+    return f"{type(fault).__name__}: {first[0] if first else ''}"[:200]
+
+
+def _lost(fault: Exception) -> bool:
+    """Tell whether a fault has made the device useless for this process."""
+    return "CUDA error" in str(fault) and not isinstance(fault, torch.cuda.OutOfMemoryError)
+
+
+def _all_agree(wanted: bool, bench: Bench) -> bool:
+    """Tell whether every rank wants it."""
+    if bench.ranks == 1:
+        return wanted
+    votes = torch.tensor([int(wanted)])
+    dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=bench.talk)
+    return bool(votes[0])
+
+
+def _agreed_lines(writer: Writer | None, bench: Bench) -> Sequence[Line]:
+    """Return what the file holds, as rank 0 reads it."""
+    if bench.ranks == 1:
+        return writer.lines if writer is not None else []
+    said: list[Any] = [writer.lines if writer is not None else None]
+    dist.broadcast_object_list(said, 0, group=bench.talk)
+    lines: Sequence[Mapping[str, Any]] = said[0]
+    return lines
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a group is, on the error stream: one line that changes on a terminal, a line now and then elsewhere.
+
+    Attributes
+    ----------
+    total : steps
+    budget : s
+    before : s, spent by earlier runs on this file
+    shown : whether to say anything
+    """
+
+    total: int
+    budget: float
+    before: float
+    shown: bool
+    write: Callable[[str], object] = sys.stderr.write
+    _begun: float = field(default_factory=time.monotonic)
+    _said: float = float("-inf")
+
+    @property
+    def spent(self) -> float:
+        """Seconds spent so far."""
+        return self.before + time.monotonic() - self._begun
+
+    def show(self, operation: Operation, number: int) -> None:
+        """Say which operation is being measured, and how far the group is."""
+        terminal = sys.stderr.isatty()
+        if not self.shown or time.monotonic() - self._said < (0.2 if terminal else SAID_EVERY):
+            return
+        self._said = time.monotonic()
+        what = " ".join(part for part in (operation.name, operation.dtype, operation.kernel) if part)
+        text = f"{operation.group:<13}{number:>5}/{self.total}  {self.spent:4.0f} s of {self.budget:.0f} s  {what}"
+        self.write(f"\r\x1b[K{text}" if terminal else f"{text}\n")
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self.shown and sys.stderr.isatty():
+            self.write("\r\x1b[K")

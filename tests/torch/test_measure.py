@@ -1,0 +1,211 @@
+"""Measuring for real on tiny budgets: end to end, resumed, and with faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from moesim.calibrate import measure, ranks
+from moesim.calibrate.machine import Speed
+from moesim.calibrate.measure import main
+from moesim.calibrate.operation import Operation
+from moesim.calibrate.pieces.bench import Bench, Case, Pool
+from moesim.calibrate.points import Axis
+from moesim.calibrate.raw import FORMAT, Writer, read
+from moesim.calibrate.session import VISITS, Session
+from moesim.calibrate.timing import timed
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(device=CPU, pool=Pool(device=CPU, size=1 << 20), scratch=tmp_path)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return tmp_path / "raw.jsonl"
+
+
+def test_everything_but_collectives_is_measured_end_to_end(raw: Path) -> None:
+    only = "kernels,memory,interference"
+    assert main(["--device", "cpu", "--out", str(raw), "--budget", "60 s", "--points", "2", "--only", only]) == 0
+    found = read(raw)
+    assert found.failures == ()
+    assert {sample.operation for sample in found.samples} == {
+        "gemm", "grouped_gemm", "gate", "sort", "permute", "unpermute", "dispatch_mask", "dispatch_dense",
+        "combine_dense", "attention_prefill", "attention_decode", "elementwise", "launch", "host", "copy",
+        "interference",
+    }  # fmt: skip
+    assert all(len(sample.visits) == VISITS for sample in found.samples)
+    assert list(raw.parent.iterdir()) == [raw]  # nothing else stays
+
+
+def test_collectives_are_measured_between_two_processes(raw: Path) -> None:
+    words = ["--device", "cpu", "--out", str(raw), "--budget", "30 s", "--points", "8", "--only", "collectives"]
+    assert main([*words, "--ranks", "2"]) == 0
+    found = read(raw)
+    assert found.failures == ()
+    assert {sample.ranks for sample in found.samples} == {2}
+    assert {"all_to_all", "all_reduce", "all_gather", "reduce_scatter", "send", "exchange_sizes"} <= {
+        sample.operation for sample in found.samples
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own, on Python 3.14's list
+def test_compiling_is_measured(raw: Path) -> None:
+    assert main(["--device", "cpu", "--out", str(raw), "--budget", "120 s", "--points", "1", "--only", "compile"]) == 0
+    found = read(raw)
+    assert found.failures == ()
+    median = {sample.kernel: sample.median for sample in found.samples}
+    assert median["first"] > median["guarded call"]  # by a factor of thousands
+
+
+def test_a_run_killed_at_any_moment_goes_on_where_it_was(raw: Path) -> None:
+    words = ["--device", "cpu", "--out", str(raw), "--budget", "60 s", "--points", "8", "--only", "gemm"]
+    running = subprocess.Popen([sys.executable, "-m", "calibrate.measure", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if raw.exists() and raw.read_bytes().count(b"\n") > 4:
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = raw.read_bytes()
+    whole = before[: before.rfind(b"\n") + 1]
+    assert main(words) == 0
+    after = raw.read_bytes()
+    assert after.startswith(whole)
+    lines = [json.loads(line) for line in after.splitlines()[1:]]
+    keys = [json.dumps([line["dtype"], line["inputs"], line["visit"]]) for line in lines]
+    assert len(keys) == len(set(keys))  # nothing was measured twice
+    assert {line["visit"] for line in lines} == set(range(VISITS))
+
+
+def test_a_finished_run_measures_nothing_again(raw: Path) -> None:
+    words = ["--device", "cpu", "--out", str(raw), "--budget", "60 s", "--points", "1", "--only", "launch,host"]
+    assert main(words) == 0
+    finished = raw.read_bytes()
+    assert main(words) == 0
+    assert raw.read_bytes() == finished
+
+
+@pytest.fixture
+def session(bench: Bench, raw: Path) -> Iterator[Session]:
+    with Writer(raw, {"format": FORMAT, "device": "chip", "machine": {}}) as writer:
+        yield Session.resumed(bench, Speed(flop_rate=1e9, bandwidth=1e9), writer)
+
+
+def operation(case: object) -> Operation:
+    return Operation(name="odd", dtype="fp32", group="kernels", axes=(Axis(name="m", among=(1.0, 2.0, 3.0)),),
+                     cost=lambda point: (0.0, 0.0), case=case, number=3)  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_a_point_that_runs_out_of_memory_is_left_out_and_the_others_are_measured(session: Session, raw: Path) -> None:
+    def case(point: dict[str, float], dtype: str, bench: Bench) -> Case:
+        if point["m"] == 2.0:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 25 GiB")
+        return Case(call=lambda: sum(range(1000)))
+
+    session.run([operation(case)], 10.0, 64)
+    found = read(raw)
+    assert sorted(sample.inputs["m"] for sample in found.samples) == [1.0, 3.0]
+    assert [(failure["inputs"]["m"], failure["error"]) for failure in found.failures] == [(2.0, "out of memory")]
+
+
+def test_a_call_that_fails_is_told_with_its_reason(session: Session, raw: Path) -> None:
+    def broken() -> None:
+        raise RuntimeError("no kernel for this\nand much more")
+
+    session.run([operation(lambda point, dtype, bench: Case(call=broken))], 10.0, 64)
+    assert {failure["error"] for failure in read(raw).failures} == {"RuntimeError: no kernel for this"}
+
+
+def test_a_time_that_is_no_number_never_reaches_the_file_as_a_sample(
+    session: Session, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moesim.calibrate.timing._once", lambda *_: float("nan"))
+    session.run([operation(lambda point, dtype, bench: Case(call=lambda: None))], 10.0, 64)
+    found = read(raw)
+    assert found.samples == ()
+    assert {failure["error"] for failure in found.failures} == {"MoesimError: a time is not a positive number"}
+
+
+def test_a_spent_budget_ends_the_run(session: Session, raw: Path) -> None:
+    session.run([operation(lambda point, dtype, bench: Case(call=lambda: time.sleep(0.01)))], 0.0, 64)
+    assert read(raw).samples == ()
+
+
+def test_what_runs_beside_slows_and_both_times_are_kept(bench: Bench) -> None:
+    running = [False]
+
+    @contextmanager
+    def other() -> object:
+        running[0] = True
+        yield
+        running[0] = False
+
+    timing = timed(Case(call=lambda: time.sleep(0.02 if running[0] else 0.005), beside=other), bench)
+    assert len(timing.alone) == len(timing.seconds)
+    assert min(timing.seconds) > 0.02
+    assert min(timing.alone) > 0.005
+
+
+def test_a_rank_that_dies_is_told_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dying.py").write_text(
+        "import os, signal, time\n"
+        "open(os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+        "if os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(measure.MoesimError, match=r"2 ranks: a rank died .*finished samples are kept"):
+        ranks.launch("dying", [], 2, 30.0)
+    for rank in "01":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / rank).read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "gem"], "--only: `gem` is neither a group nor an operation; did you mean `gemm`?"),
+        (["--budget", "5"], "unit"),
+        (["--ranks", "one"], "--ranks: `one` is not a number of processes"),
+        (["--out", "/dev/null/raw.jsonl"], "name another file with --out"),
+    ],
+)
+def test_wrong_words_are_refused_with_what_to_do(
+    words: list[str], said: str, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--device", "cpu", "--out", str(raw), *words]) != 0
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a gpu")
+def test_a_gpu_that_is_not_there_is_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cuda", "--out", str(raw)]) != 0
+    assert "torch sees no gpu" in capsys.readouterr().err
+    assert not raw.exists()
+
+
+def test_measuring_loads_nothing_but_torch_numpy_and_the_library_s_ground() -> None:
+    code = (
+        "import sys, calibrate.suite, calibrate.session, calibrate.ranks, calibrate.measure\n"
+        "print([name for name in ('scipy', 'pandas', 'pydantic', 'simpy', 'cyclopts', 'yaml', 'rich', 'jaxtyping')"
+        " if name in sys.modules], sorted(name for name in sys.modules if name.startswith('moesim.')))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[] ['moesim.ground', 'moesim.ground.errors', 'moesim.ground.units']"
