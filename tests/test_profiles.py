@@ -1,10 +1,11 @@
 """Every hardware profile, framework and routing preset that ships: it loads, and each number has a source."""
 
-import copy
+import re
 import shutil
 from importlib.resources import files
 
 import pytest
+import yaml
 
 from moesim.files import profiles
 from moesim.files.frameworks import built_in_frameworks
@@ -61,28 +62,28 @@ def test_every_number_has_a_source_and_every_source_a_use(kind, name):
             pair = pair[step]
         assert is_number(pair["value"])
         used.add(pair["from"])
-    assert used == set(tree["sources"])
+    assert used == set(tree.get("sources", ()))
     own = [path for path in load_profile(kind, name).sources if not path.startswith("device.") or kind == "device"]
-    assert len(own) == len(numbers)
+    assert len(own) == len(numbers) if "like" not in tree else len(own) > len(numbers)
 
 
 @pytest.mark.parametrize(("kind", "name"), PROFILES)
 def test_a_number_without_its_source_is_refused(kind, name, tmp_path):
-    import yaml
-
     tree = tree_of(kind, name)
-    for path in sourced(tree):
-        bare = copy.deepcopy(tree)
-        place = bare
+    paths = list(sourced(tree))
+    for path in paths:
+        place = tree
         for step in path[:-1]:
             place = place[step]
         place[path[-1]] = place[path[-1]]["value"]
-        file = tmp_path / "mine.yaml"
-        file.write_text(yaml.safe_dump(bare))
-        with pytest.raises(ProfileError) as refusal:
-            load_profile(kind, str(file))
-        assert [fault.path for fault in refusal.value.faults] == [".".join(map(str, path))]
-        assert "has no source" in str(refusal.value)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    if not paths:
+        return  # it says nothing of its own
+    with pytest.raises(ProfileError) as refusal:
+        load_profile(kind, str(file))
+    bare = [fault.path for fault in refusal.value.faults if "has no source" in fault.problem]
+    assert sorted(bare) == sorted(".".join(map(str, path)) for path in paths)
 
 
 @pytest.mark.parametrize("name", profile_names("node"))
@@ -90,13 +91,28 @@ def test_a_node_is_plausible(name):
     node = load_profile("node", name).profile
     assert network(node, ())[-1].ranks == node.gpus
     assert node.device.bandwidth > max(tier.bandwidth for tier in node.tiers)
+    assert node.gpus % node.numa == 0 or node.numa == 1
     rates = node.device.flop_rate
-    assert rates["bf16"] <= rates.get("fp8", rates["bf16"]) <= rates.get("fp4", rates.get("fp8", rates["bf16"]))
+    half = rates.get("bf16", rates.get("fp16"))
+    assert half <= rates.get("fp8", half) <= rates.get("fp4", rates.get("fp8", half))
 
 
 @pytest.mark.parametrize(
     ("name", "memory", "bandwidth", "bf16"),
     [
+        ("nvidia/a100-40gb-pcie", 40e9, 1.555e12, 312e12),
+        ("nvidia/a800-80gb-sxm", 80e9, 2.039e12, 312e12),
+        ("nvidia/h100-pcie", 80e9, 2e12, 756e12),
+        ("nvidia/h800-sxm", 80e9, 3.35e12, 989e12),
+        ("nvidia/gh200-144gb", 144e9, 4.9e12, 989e12),
+        ("nvidia/b300", 270e9, 8e12, 2250e12),
+        ("nvidia/gb300", 279e9, 8e12, 2500e12),
+        ("nvidia/l40s", 48e9, 864e9, 362e12),
+        ("nvidia/l4", 24e9, 300e9, 121e12),
+        ("nvidia/rtx-pro-6000", 96e9, 1.792e12, 468e12),
+        ("amd/mi300x", 192e9, 5.3e12, 1307e12),
+        ("amd/mi325x", 256e9, 6e12, 1307e12),
+        ("amd/mi355x", 288e9, 8e12, 2517e12),
         ("nvidia/a100-80gb-sxm", 80e9, 2.039e12, 312e12),
         ("nvidia/h100-sxm", 80e9, 3.35e12, 989e12),
         ("nvidia/h200-sxm", 141e9, 4.8e12, 989e12),
@@ -149,6 +165,53 @@ def test_a_device_gets_the_fits_written_for_it(tmp_path, monkeypatch):
     profiles._built_in.cache_clear()
     assert "gemm/bf16" in load_profile("node", "nvidia/hgx-b200").profile.device.fits
     profiles._built_in.cache_clear()
+
+
+NODE = "name: mine\nlike: {like}\n{more}"
+
+
+def load_like(tmp_path, like, more=""):
+    file = tmp_path / "mine.yaml"
+    file.write_text(NODE.format(like=like, more=more))
+    return load_profile("node", str(file))
+
+
+def test_a_profile_like_another_takes_what_it_does_not_say(tmp_path):
+    more = "power: {value: 5 kW, from: us}\nsources: {us: {kind: measured, title: our meter, read: 2026-11-01}}"
+    found, model = load_like(tmp_path, "nvidia/hgx-h100", more), load_profile("node", "nvidia/hgx-h100")
+    assert (found.profile.power, found.sources["power"].kind) == (5e3, "measured")
+    assert found.profile.tiers == model.profile.tiers
+    assert found.sources["gpus"].title.startswith("as nvidia/hgx-h100: ")
+    assert model.sources["gpus"].kind == "published"
+    assert found.sources["gpus"].kind == "derived"  # taken over, so no better than that
+    assert found.sources["tiers.nvlink.latency"].kind == "assumed"
+    assert found.sources.keys() == model.sources.keys()
+
+
+@pytest.mark.parametrize(
+    ("like", "problem"),
+    [
+        ("nvidia/hgx-h101", "no node is called `nvidia/hgx-h101`; did you mean `nvidia/hgx-h100`"),
+        ("mine.yaml", "itself like another"),
+        ("nvidia/hgx-h800", "itself like another; name that one: `nvidia/hgx-h100`"),
+        ("[1]", "no node is called `[1]`"),
+    ],
+)
+def test_a_profile_cannot_be_like_just_anything(tmp_path, like, problem):
+    with pytest.raises(ProfileError, match=re.escape(problem)):
+        load_like(tmp_path, like)
+
+
+def test_two_roots_are_two_tiers():
+    pcie, socket = network(load_profile("node", "pcie/l40s-x8").profile, ())
+    assert (pcie.ranks, socket.ranks) == (4, 8)
+    assert socket.bandwidth / socket.sharers == pytest.approx(16e9)  # three UPI links for four gpus
+
+
+def test_an_oversubscribed_fabric_halves_the_spine_alone():
+    even = {tier.name: tier for tier in load_profile("fabric", "infiniband/rail-400g").profile.tiers}
+    over = {tier.name: tier for tier in load_profile("fabric", "infiniband/oversubscribed-400g").profile.tiers}
+    assert over["rail"].bandwidth == even["rail"].bandwidth == 2 * over["spine"].bandwidth
 
 
 def test_frameworks_ship_with_sources_the_plain_one_first():

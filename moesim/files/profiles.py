@@ -14,7 +14,7 @@ from moesim.files.checked import Readers, Rules, by_name, check, not_positive, r
 from moesim.files.sources import Split, split
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ProfileError, nearest
-from moesim.ground.units import Source
+from moesim.ground.units import Source, weakest
 from moesim.world.formats import BITS
 from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Hardware, Node, Offer, Tier
 
@@ -72,7 +72,7 @@ def load_profile(kind: str, name: str, folder: Path | None = None) -> Sourced:
     ProfileError
         No such profile, or one with faults.
     """
-    if name.endswith((".yaml", ".yml", ".json")):
+    if _is_path(name):
         path = (folder or Path()) / name
         return _load(kind, path, str(path))
     if name not in profile_names(kind):
@@ -83,7 +83,7 @@ def load_profile(kind: str, name: str, folder: Path | None = None) -> Sourced:
 
 @lru_cache(maxsize=256)
 def _built_in(kind: str, name: str) -> Sourced:
-    file = "/".join(filter(None, (FOLDERS[kind], f"{name}.yaml")))
+    file = _file(kind, name)
     found = _load(kind, packaged(PROFILES).joinpath(file), f"hardware_profiles/{file}")
     return _with_fits(found) if kind == "device" else found
 
@@ -94,8 +94,59 @@ def _load(kind: str, file: Traversable, label: str) -> Sourced:
     return loader(tree, label, file.parent if isinstance(file, Path) else None)
 
 
-def _device(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
-    return _made_device(split(tree, file, bare=(FITS,)), file)
+def _device(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
+    return _made_device(_completed("device", tree, file, folder), file)
+
+
+def _completed(kind: str, tree: dict[str, Tree], file: str, folder: Path | None) -> Split:
+    """Split a tree; what it does not say itself is said by the profile it is ``like``, whole fields at a time."""
+    parts = split(tree, file, bare=(FITS,))
+    if "like" not in tree:
+        return parts
+    own = {name: value for name, value in parts.plain.items() if name != "like"}
+    base = _base(kind, tree["like"], file, folder)
+    sources = {path: source for path, source in base.sources.items() if path.partition(".")[0] not in own}
+    return replace(
+        parts,
+        plain={name: value for name, value in base.plain.items() if name != FITS} | own,
+        sources={path: _carried(source, tree["like"]) for path, source in sources.items()} | dict(parts.sources),
+    )
+
+
+def _base(kind: str, name: Tree, file: str, folder: Path | None) -> Split:
+    """Read the profile that another is like, which must be whole and without fault."""
+    path = _place(kind, name, folder)
+    if path is None:
+        near = nearest(str(name), profile_names(kind))
+        raise ProfileError(file, [Fault(path="like", problem=f"no {kind} is called `{name}`", remedy=near)])
+    tree = read(path, str(name), ProfileError)
+    if "like" in tree:
+        remedy = f"name that one: `{tree['like']}`"
+        raise ProfileError(file, [Fault(path="like", problem=f"`{name}` is itself like another", remedy=remedy)])
+    load_profile(kind, name, folder)  # which raises what is wrong with it
+    return split(tree, name, bare=(FITS,))
+
+
+def _place(kind: str, name: Tree, folder: Path | None) -> Traversable | None:
+    """Find the file of a built-in profile or of a path; nothing where there is no such profile."""
+    if isinstance(name, str) and _is_path(name):
+        return (folder or Path()) / name
+    return packaged(PROFILES).joinpath(_file(kind, name)) if name in profile_names(kind) else None
+
+
+def _carried(source: Source, name: str) -> Source:
+    """Say that a number was taken over from another profile; it is then no better than derived."""
+    kind = weakest((source.kind, "derived"))
+    return replace(source, kind=kind, title=f"as {name}: {source.title}")
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml", ".json"))
+
+
+def _file(kind: str, name: str) -> str:
+    """Say where a built-in profile lies below the folder of profiles."""
+    return "/".join(filter(None, (FOLDERS[kind], f"{name}.yaml")))
 
 
 def _with_fits(found: Sourced) -> Sourced:
@@ -169,7 +220,7 @@ def _fit_faults(fit: Fit) -> Iterator[tuple[str, str, str]]:
 
 
 def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
-    return _made_node(split(tree, file, bare=(FITS,)), file, folder)
+    return _made_node(_completed("node", tree, file, folder), file, folder)
 
 
 def _made_node(parts: Split, file: str, folder: Path | None) -> Sourced:
@@ -218,7 +269,7 @@ def _tier_faults(tier: Tier) -> Iterator[tuple[str, str, str]]:
 
 
 def _node_faults(node: Node) -> Iterator[tuple[str, str, str]]:
-    yield from not_positive(node, "gpus")
+    yield from not_positive(node, "gpus", "numa")
     yield from _order_faults([tier for tier in node.tiers if tier.name not in MEMORY_TIERS])
     for name in MEMORY_TIERS:
         if name not in [tier.name for tier in node.tiers]:

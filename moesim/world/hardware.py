@@ -81,7 +81,9 @@ class Tier:
 class Node:
     """Gpus in one box, with the tiers inside it from the innermost outwards, and its host memory.
 
-    `power` is what the box draws besides its gpus.
+    `power` is what the box draws besides its gpus. `disk` is the capacity of its local drives, `pcie` the generation of
+    the links to the host (0: none, as with NVLink-C2C) and `numa` the number of memory domains (sockets), which gpus
+    share evenly; what these mean for time is in the tiers.
     """
 
     name: str
@@ -90,6 +92,9 @@ class Node:
     tiers: tuple[Tier, ...]
     host_memory: Bytes
     power: Watts
+    disk: Bytes = 0.0
+    pcie: int = 0
+    numa: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
