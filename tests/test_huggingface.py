@@ -85,7 +85,8 @@ def test_an_unknown_architecture_names_its_fields():
     message = fields_of({"model_type": "mixtrall", "hidden_size": 12, "num_experts": 3, "norm_topk_prob": True})
     assert message == (
         "config.json: model_type: `mixtrall` is an unknown architecture, so its fields could not be placed:"
-        " hidden_size = 12, num_experts = 3; describe its layers in YAML, or did you mean `mixtral`?"
+        " hidden_size = 12, num_experts = 3; did you mean `mixtral`?"
+        " `moesim models skeleton config.json` writes its layers in YAML for you to complete"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -70,10 +71,10 @@ def check(
     InputError
         With every fault found.
     """
-    readers = readers or {}
-    edge = _Edge(file, readers, rules or {}, only_known)
+    kept = tuple((rules or {}).items())
+    adapter = _made(kind, file, readers, kept, only_known) if readers else _kept(cast(Any, kind), kept, only_known)
     try:
-        made = TypeAdapter(edge.of(kind)).validate_python(tree)
+        made = adapter.validate_python(tree)
     except ValidationError as flaw:
         found = [fault for detail in flaw.errors() for fault in _faults(detail, kind)]
         unknown = {fault.path for fault in found if fault.problem == UNKNOWN_FIELD}
@@ -81,6 +82,19 @@ def check(
     if also:
         raise error(file, also)
     return cast(T, made)
+
+
+def _made(
+    kind: type, file: str, readers: Readers, rules: tuple[tuple[type, Rule], ...], only_known: bool
+) -> TypeAdapter[Any]:
+    """Translate a dataclass into what pydantic checks."""
+    return TypeAdapter(_Edge(file, readers, dict(rules), only_known).of(kind))
+
+
+@lru_cache(maxsize=256)
+def _kept(kind: type, rules: tuple[tuple[type, Rule], ...], only_known: bool) -> TypeAdapter[Any]:
+    """Translate a dataclass once: without readers, which name the file they read, it is the same for every file."""
+    return _made(kind, "", {}, rules, only_known)
 
 
 def refuse(file: str, problem: str, remedy: str = "", path: str = "") -> InputError:

@@ -11,7 +11,7 @@ from moesim.files.trees import Tree
 from moesim.ground.errors import Fault, ModelError, nearest
 from moesim.world.model import Model
 
-PLACED_BY_NAME = ("size", "dim", "head", "layer", "expert", "rank", "step", "window", "group")
+PLACED_BY_NAME = ("size", "dim", "head", "layer", "expert", "rank", "step", "window", "group", "moe", "top")
 """Words in the names of fields that describe an architecture."""
 
 
@@ -34,7 +34,7 @@ def read_config(config: Mapping[str, Tree], name: str, file: str) -> Model:
     """
     text, kind = text_part(config)
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise ModelError(file, [_unplaced(kind, text)])
+        raise ModelError(file, [_unplaced(kind, text, file)])
     formats, faults = formats_of(text)
     record = ARCHITECTURES[kind]
     rules = {record: architecture_faults}
@@ -58,7 +58,7 @@ def text_part(config: Mapping[str, Tree]) -> tuple[dict[str, Tree], Tree]:
     return text, outer if isinstance(outer, str) and outer in ARCHITECTURES else text.get("model_type")
 
 
-def _unplaced(kind: Tree, config: Mapping[str, Tree]) -> Fault:
+def _unplaced(kind: Tree, config: Mapping[str, Tree], file: str) -> Fault:
     """Name the fields of an unknown architecture that describe it."""
     if kind is None:
         return Fault(path="model_type", problem="is missing", remedy="give the `config.json` of a model, with its type")
@@ -68,9 +68,6 @@ def _unplaced(kind: Tree, config: Mapping[str, Tree]) -> Fault:
         if any(word in name for word in PLACED_BY_NAME) and isinstance(value, int | str) and not isinstance(value, bool)
     ]
     problem = f"`{kind}` is an unknown architecture, so its fields could not be placed: {', '.join(fields) or 'none'}"
-    return Fault(path="model_type", problem=problem, remedy=f"describe its layers in YAML, or {_use(str(kind))}")
-
-
-def _use(kind: str) -> str:
-    hint = nearest(kind, ARCHITECTURES)
-    return hint if hint.startswith("did you mean") else f"use one of {', '.join(sorted(ARCHITECTURES))}"
+    hint = nearest(str(kind), ARCHITECTURES)
+    start = f"`moesim models skeleton {file}` writes its layers in YAML for you to complete"
+    return Fault(path="model_type", problem=problem, remedy=f"{hint} {start}" if hint.startswith("did") else start)

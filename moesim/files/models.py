@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -32,17 +32,17 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What a model's makers say of its size.
+    """What a model's makers say of its size, in figures as they are printed (`figure` reads them).
 
     `vocabulary` tells which vocabulary matrices their active figure counts; `apart` is the part of their total that is
     no part of the language model; `unclear` says why a figure cannot be held to 1 %, and by how much it may be off.
     """
 
-    total: Figure
+    total: str
     source: Source
-    active: Figure | None = None
+    active: str = ""
     vocabulary: Literal["none", "head", "both"] = "head"
-    apart: Figure | None = None
+    apart: str = ""
     unclear: str = ""
 
 
@@ -105,7 +105,9 @@ def load_entry(name: str | Path, folder: Path | None = None) -> Entry:
 def _known(name: str) -> str:
     if name in model_names():
         return name
-    remedy = f"{nearest(name, model_names())} or give the path of a config.json"
+    hint = nearest(name, model_names())
+    known = f"{hint} Or" if hint.startswith("did you mean") else "`moesim models` lists those there are, or"
+    remedy = f"{known} give the path of a config.json"
     raise ModelError(name, [Fault(path="", problem=f"no built-in model is called `{name}`", remedy=remedy)])
 
 
@@ -139,8 +141,7 @@ def read_layers(tree: Mapping[str, Tree], file: str) -> Entry:
 
 
 def _facts(tree: Mapping[str, Tree], file: str) -> _File:
-    readers = {Figure: lambda value: figure(value, file)}
-    return check(_File, tree, file, error=ModelError, readers=readers, rules={_File: _faults})
+    return check(_File, tree, file, error=ModelError, rules={_File: _faults, Published: _figure_faults})
 
 
 def _given(file: str) -> Source:
@@ -162,7 +163,7 @@ def _config_of(name: str) -> dict[str, Tree]:
     return {**base, **tree.get("config", {})}
 
 
-def _faults(file: _File) -> Any:
+def _faults(file: _File) -> Iterator[tuple[str, str, str]]:
     if file.config is None and not file.like:
         yield "config", "is missing", "give the fields of a config.json, or `like`, or `layers`"
     for tensor, dtype in (file.dtype_of or {}).items():
@@ -176,16 +177,27 @@ SCALES = {"M": 1e6, "B": 1e9, "T": 1e12}
 _FIGURE = re.compile(r"(\d+)(?:\.(\d+))?([MBT])\Z")
 
 
-def figure(text: Tree, file: str) -> Figure:
+def _figure_faults(published: Published) -> Iterator[tuple[str, str, str]]:
+    for name in ("total", "active", "apart"):
+        text = getattr(published, name)
+        if not _FIGURE.match(text) and (text or name == "total"):
+            yield name, f"{shown(text)} is not a number of parameters", "write it as printed, such as `46.7B`"
+
+
+def figure(text: str) -> Figure:
     """Read a number of parameters as it was printed.
 
     Examples
     --------
-    >>> figure("46.7B", "mixtral.yaml")
+    >>> figure("46.7B")
     Figure(value=46700000000.0, half_digit=50000000.0)
     """
-    match = _FIGURE.match(text) if isinstance(text, str) else None
-    if match is None:
-        raise refuse(file, f"{shown(text)} is not a number of parameters", "write it as printed, such as `46.7B`")
+    match = _FIGURE.match(text)
+    assert match is not None
     whole, decimals, scale = match[1], match[2] or "", SCALES[match[3]]
     return Figure(value=float(f"{whole}.{decimals or 0}") * scale, half_digit=scale / 10 ** len(decimals) / 2)
+
+
+def published_tree(published: Published | None) -> dict[str, Any] | None:
+    """Write what is published of a model's size as a plain tree."""
+    return asdict(published) if published else None
