@@ -90,6 +90,7 @@ def simulate_many(
     workload = scenario.workload if requests is None else _shorter(scenario.workload, requests)
     scenario = replace(scenario, workload=workload)
     asked = [generate(workload, seed=seed, replication=turn) for turn in range(replications)]
+    _check_warm_up(workload, asked[0])
     drawn = arrangements(scenario, seed=seed, draws=DRAWS)
     return [
         _simulated(scenario, _checked(plan), asked, drawn, seed, _part(progress, number, len(plans)))
@@ -100,6 +101,13 @@ def simulate_many(
 def _shorter(workload: Serving, requests: int) -> Serving:
     warm_up = workload.warm_up * requests // workload.horizon
     return replace(workload, horizon=requests, warm_up=warm_up)
+
+
+def _check_warm_up(workload: Serving, asked: Asked) -> None:
+    """Refuse a warm-up that leaves nothing of a short trace to measure."""
+    if workload.warm_up >= len(asked.prompt):
+        problem = f"{workload.warm_up} leaves none of {len(asked.prompt)} recorded requests to measure"
+        raise WorkloadError("workload", [Fault(path="horizon.warm_up", problem=problem, remedy="give fewer")])
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:

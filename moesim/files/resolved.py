@@ -22,7 +22,7 @@ from moesim.world.framework import Framework
 from moesim.world.hardware import MEMORY_TIERS, Hardware
 from moesim.world.model import Layer, Model
 from moesim.world.scenario import Failures, Scenario
-from moesim.world.workload import Serving, Target, Training
+from moesim.world.workload import Requests, Serving, Target, Training
 
 Sources = Mapping[str, Source]
 
@@ -112,11 +112,22 @@ def framework_tree(framework: Framework, sources: Sources) -> dict[str, Tree]:
     return written(framework, sourcing, leave_out=("source",)) | {"sources": sourcing.section()}
 
 
+def requests_tree(requests: Requests) -> dict[str, Tree]:
+    """Write requests by their laws, or by the trace they come from."""
+    recorded = requests.recorded
+    if recorded is None:
+        return written(requests)
+    tree: dict[str, Tree] = {"trace": recorded.file, "prefix_hits": requests.prefix_hits}
+    if requests.arrivals.concurrency:
+        return tree | {"concurrency": requests.arrivals.concurrency}
+    return tree | {"speed": recorded.speed}
+
+
 def workload_tree(workload: Serving | Training) -> dict[str, Tree]:
     """Write the load."""
     if isinstance(workload, Training):
         return {"kind": "training", **written(workload)}
-    tree: dict[str, Tree] = {"kind": "serving", "requests": written(workload.requests)}
+    tree: dict[str, Tree] = {"kind": "serving", "requests": requests_tree(workload.requests)}
     if workload.targets:
         tree["targets"] = {target.metric: _limit(target) for target in workload.targets}
     return tree | {"horizon": {"requests": workload.horizon, "warm_up": workload.warm_up}}

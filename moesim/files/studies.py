@@ -65,7 +65,7 @@ class _Sections:
         return {
             (_File, "model"): self.model,
             (_File, "hardware"): self.hardware,
-            (_File, "workload"): lambda tree: read_workload(tree, self.file),
+            (_File, "workload"): lambda tree: read_workload(tree, self.file, self.folder),
             (_File, "routing"): self.routing,
             (_File, "frameworks"): self.own_frameworks,
             (_File, "space"): self.space,

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
 
 from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
 from moesim.files.checked import Readers, Rules, check, gather, not_positive, refuse, shown
+from moesim.files.requests import load_requests
 from moesim.files.trees import Tree
 from moesim.ground.errors import UnitError, nearest
 from moesim.ground.units import EXAMPLES, SPELLINGS, parse
 from moesim.passes.footprint import OPTIMIZER_BYTES
-from moesim.world.workload import Arrivals, Lengths, Requests, Serving, Target, Training
+from moesim.world.workload import (
+    Arrivals,
+    Lengths,
+    Prefixes,
+    Recorded,
+    Requests,
+    Serving,
+    Sessions,
+    Target,
+    Training,
+)
 
 KINDS = ("serving", "training")
-ARRIVALS = ("poisson", "gamma", "constant")
+ARRIVALS = ("poisson", "gamma", "constant", "diurnal")
+REPLAYED = "recorded"
+"""Name of arrivals that a trace gives."""
 LENGTHS = ("constant", "uniform", "lognormal", "gamma")
 CLOSED = "closed"
 """Name of a closed loop, which keeps a number of requests in flight instead of following a rate."""
@@ -33,8 +50,18 @@ class _Serving:
     horizon: _Horizon = field(default_factory=_Horizon)
 
 
-def read_workload(tree: Tree, file: str) -> Serving | Training:
-    """Read a workload of the `kind` it names.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Traced:
+    """Requests from a trace: replayed `speed` times as fast, or in a closed loop with a concurrency."""
+
+    trace: str
+    speed: float = 1.0
+    concurrency: int = 0
+    prefix_hits: float = 0.0
+
+
+def read_workload(tree: Tree, file: str, folder: Path) -> Serving | Training:
+    """Read a workload of the `kind` it names; paths in it start from a folder.
 
     Raises
     ------
@@ -49,11 +76,14 @@ def read_workload(tree: Tree, file: str) -> Serving | Training:
     if kind not in KINDS:
         raise refuse(file, f"`{kind}` is unknown", nearest(kind, KINDS), path="kind")
     fields = {name: value for name, value in tree.items() if name != "kind"}
-    return _serving(fields, file) if kind == "serving" else _training(fields, file)
+    return _serving(fields, file, folder) if kind == "serving" else _training(fields, file)
 
 
-def _serving(tree: Mapping[str, Tree], file: str) -> Serving:
-    readers: Readers = {tuple[Target, ...]: lambda targets: _targets(targets, file)}
+def _serving(tree: Mapping[str, Tree], file: str, folder: Path) -> Serving:
+    readers: Readers = {
+        tuple[Target, ...]: lambda targets: _targets(targets, file),
+        Requests: lambda requests: _requests(requests, file, folder),
+    }
     found = check(_Serving, tree, file, readers=readers, rules=_SERVING_RULES)
     return Serving(
         requests=found.requests,
@@ -61,6 +91,39 @@ def _serving(tree: Mapping[str, Tree], file: str) -> Serving:
         horizon=found.horizon.requests,
         warm_up=found.horizon.warm_up,
     )
+
+
+def _requests(tree: Tree, file: str, folder: Path) -> Requests:
+    """Read requests by their laws, or ``{trace: requests.csv}``."""
+    if isinstance(tree, Mapping) and "trace" in tree:
+        return traced_requests(check(_Traced, tree, file, rules={_Traced: _traced_faults}), folder)
+    unwritten: Readers = {Recorded: lambda _: _refuse_record(file)}
+    return check(Requests, tree, file, readers=unwritten, rules=_REQUEST_RULES)
+
+
+def _refuse_record(file: str) -> Recorded:
+    raise refuse(file, "cannot be written here", "give `trace: requests.csv` in place of arrivals and lengths")
+
+
+def traced_requests(traced: _Traced, folder: Path) -> Requests:
+    """Load a trace; its rate and mean lengths are what an estimate reads."""
+    recorded = load_requests(folder / traced.trace)
+    recorded = replace(recorded, arrival=recorded.arrival / traced.speed, speed=traced.speed)
+    span, number = float(recorded.arrival[-1]), len(recorded.arrival)
+    rate = 0.0 if traced.concurrency else (number - 1) / span if span else float(number)
+    return Requests(
+        arrivals=Arrivals(
+            generator=CLOSED if traced.concurrency else REPLAYED, rate=rate, concurrency=traced.concurrency
+        ),
+        input=Lengths(generator=REPLAYED, mean=float(recorded.input.mean()), cv=_spread(recorded.input)),
+        output=Lengths(generator=REPLAYED, mean=float(recorded.output.mean()), cv=_spread(recorded.output)),
+        prefix_hits=traced.prefix_hits,
+        recorded=recorded,
+    )
+
+
+def _spread(tokens: Int[np.ndarray, "request"]) -> float:
+    return float(tokens.std() / tokens.mean())
 
 
 def _training(tree: Mapping[str, Tree], file: str) -> Training:
@@ -93,6 +156,12 @@ def _target(metric: str, limit: Tree, file: str) -> Target:
 
 
 def _arrival_faults(arrivals: Arrivals) -> Iterator[tuple[str, str, str]]:
+    if not 0 <= arrivals.swing <= 1:
+        yield "swing", f"{arrivals.swing} is not a share", "give 0 to 1, such as 0.5"
+    if arrivals.swing and arrivals.generator != "diurnal":
+        yield "swing", f"`{arrivals.generator}` arrivals do not swing", "use `generator: diurnal`"
+    if arrivals.period <= 0:
+        yield "period", "is zero", "give `24 h`"
     if arrivals.generator not in (*ARRIVALS, CLOSED):
         yield "generator", f"`{arrivals.generator}` is unknown", nearest(arrivals.generator, (*ARRIVALS, CLOSED))
     elif arrivals.generator == CLOSED and (arrivals.rate or not arrivals.concurrency):
@@ -116,6 +185,26 @@ def _request_faults(requests: Requests) -> Iterator[tuple[str, str, str]]:
     if not 0 <= requests.prefix_hits < 1:
         yield "prefix_hits", f"{requests.prefix_hits} is not a share", "give 0 or more and less than 1"
 
+    if requests.sessions and (requests.arrivals.generator == CLOSED or requests.prefixes):
+        other = "prefixes" if requests.prefixes else "a closed loop"
+        yield "sessions", f"do not go with {other}", "leave one of them out"
+
+
+def _session_faults(sessions: Sessions) -> Iterator[tuple[str, str, str]]:
+    yield from not_positive(sessions, "gap")
+    if sessions.turns < 1:
+        yield "turns", f"{sessions.turns:g} is less than one", "give the mean number of turns, such as 4"
+
+
+def _prefix_faults(prefixes: Prefixes) -> Iterator[tuple[str, str, str]]:
+    yield from not_positive(prefixes, "groups", "tokens")
+
+
+def _traced_faults(traced: _Traced) -> Iterator[tuple[str, str, str]]:
+    yield from not_positive(traced, "speed")
+    if not 0 <= traced.prefix_hits < 1:
+        yield "prefix_hits", f"{traced.prefix_hits} is not a share", "give 0 or more and less than 1"
+
 
 def _horizon_faults(horizon: _Horizon) -> Iterator[tuple[str, str, str]]:
     if horizon.warm_up >= horizon.requests:
@@ -129,9 +218,11 @@ def _training_faults(training: Training) -> Iterator[tuple[str, str, str]]:
         yield "optimizer", f"`{training.optimizer}` is unknown", nearest(training.optimizer, OPTIMIZER_BYTES)
 
 
-_SERVING_RULES: Rules = {
+_SERVING_RULES: Rules = {_Horizon: _horizon_faults}
+_REQUEST_RULES: Rules = {
     Arrivals: _arrival_faults,
     Lengths: _length_faults,
     Requests: _request_faults,
-    _Horizon: _horizon_faults,
+    Sessions: _session_faults,
+    Prefixes: _prefix_faults,
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from moesim.ground.units import PerSecond, Tokens
+from moesim.ground.units import PerSecond, Seconds, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,23 +31,76 @@ class Lengths:
 class Arrivals:
     """How requests arrive: an open process of a `rate`, or a closed loop that keeps `concurrency` in flight.
 
-    Exactly one of the two is positive. `burstiness` is the squared coefficient of variation of the gaps.
+    Exactly one of the two is positive. `burstiness` is the squared coefficient of variation of the gaps. A diurnal
+    process swings about its rate by a share `swing`, once a `period`, upwards first.
     """
 
     generator: str
     rate: PerSecond = 0.0
     concurrency: int = 0
     burstiness: float = 1.0
+    swing: float = 0.0
+    period: Seconds = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sessions:
+    """Conversations: so many `turns` on average, the next `gap` seconds after the one before, on average.
+
+    A turn's prompt holds the conversation so far and a new input.
+    """
+
+    turns: float
+    gap: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefixes:
+    """Prompts that begin alike: with one of so many `groups` of first `tokens`."""
+
+    groups: int
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Requests as they were recorded in a file.
+
+    Attributes
+    ----------
+    file : where from
+    speed : how many times as fast as recorded they come
+    arrival : seconds after the first, not falling
+    input, output : tokens, at least one
+    shared : first prompt tokens that earlier requests had too
+    session : whose they are; -1: nobody's
+    """
+
+    file: str
+    speed: float = 1.0
+    arrival: Float[np.ndarray, "request"] = field(compare=False, repr=False)
+    input: Int[np.ndarray, "request"] = field(compare=False, repr=False)
+    output: Int[np.ndarray, "request"] = field(compare=False, repr=False)
+    shared: Int[np.ndarray, "request"] = field(compare=False, repr=False)
+    session: Int[np.ndarray, "request"] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requests:
-    """The stream of requests; `prefix_hits` is the share of prompt tokens found in the prefix cache."""
+    """The stream of requests.
+
+    `prefix_hits` is the share of prompt tokens found in the prefix cache. Where requests have `sessions`, `prefixes` or
+    a record of what they share, a simulation finds that out by itself, and an estimate still reads the share. Of
+    `recorded` requests the arrivals and lengths are what an estimate may know: their rate and their means.
+    """
 
     arrivals: Arrivals
     input: Lengths
     output: Lengths
     prefix_hits: float = 0.0
+    sessions: Sessions | None = None
+    prefixes: Prefixes | None = None
+    recorded: Recorded | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
