@@ -22,6 +22,7 @@ app.command(
 app.command("moesim.cli.runs:report", help="Draw the report of a run folder again.")
 app.command("moesim.calibrate.cli:app", name="calibrate", help="Measure this machine and keep the raw samples.")
 app.command("moesim.cli.models:app", name="models", help="List the built-in models, show one, start a new one.")
+app.command("moesim.validate.cli:app", name="validate", help="Set predictions beside published and measured results.")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ PROFILES = "moesim.hardware_profiles"
 FOLDERS: Mapping[str, str] = {"device": "", "node": "nodes", "fabric": "fabrics"}
 """Where each kind of profile lies: devices by vendor, nodes and fabrics in folders of their own."""
 
-DTYPES = (*BITS, "tf32")
+DTYPES = tuple(BITS)
 FITS = "fits"
 """The part of a device that names its sources in its own way, and the folder of what was fitted for built-in ones."""
 

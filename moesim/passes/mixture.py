@@ -12,6 +12,7 @@ from moesim.passes.columns import Columns, Sizes, column
 from moesim.passes.exchanges import Mixture
 from moesim.policies.protocols import Phase
 from moesim.schedules.ops import Elementwise, Gemm, Grouped
+from moesim.world.formats import bytes_of
 from moesim.world.model import Dense, Moe, matrices
 
 MASK = 4.0
@@ -41,12 +42,12 @@ def add_mixture(
     latent = moe.input_dim != dim
     if latent:
         _add_projection(chain, "pack", dim, moe.input_dim, cols, tokens)
-    _add_pack(chain, moe, sized, tokens)
+    _add_pack(chain, moe, cols, sized, tokens)
     _add_phases(chain, "sizes", sized.sizes)
     _add_phases(chain, "dispatch", sized.dispatch)
     _add_experts(chain, moe, cols, sized)
     _add_phases(chain, "combine", sized.combine)
-    chain.add("unpack", Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION))
+    _add_unpack(chain, moe, cols, sized, tokens)
     if latent:
         _add_projection(chain, "unpack", moe.input_dim, dim, cols, tokens)
 
@@ -72,13 +73,28 @@ def _add_projection(chain: Chain, name: str, inner: int, outer: int, cols: Colum
     chain.add(name, Gemm(m=tokens, n=column([outer]), k=column([inner]), dtype=cols.formats["dense"]))
 
 
-def _add_pack(chain: Chain, moe: Moe, sized: Mixture, tokens: Sizes) -> None:
+def _add_pack(chain: Chain, moe: Moe, cols: Columns, sized: Mixture, tokens: Sizes) -> None:
     """Append the reorder: a gather of the rows, or a product with the dispatch mask where gating builds one."""
     if not np.any(sized.mask > 0):
         chain.add("pack", Elementwise(traffic=(tokens + sized.packed) * moe.input_dim * ACTIVATION))
         return
     chain.add("pack", Elementwise(traffic=sized.mask * MASK))
-    chain.add("pack", Gemm(m=sized.packed, n=column([moe.input_dim]), k=tokens, dtype="bf16"))
+    chain.add("pack", Gemm(m=sized.packed, n=column([moe.input_dim]), k=tokens, dtype=_mask_format(cols)))
+
+
+def _add_unpack(chain: Chain, moe: Moe, cols: Columns, sized: Mixture, tokens: Sizes) -> None:
+    """Append the reorder back: a weighted sum of each token's rows, or a product with the combine mask."""
+    if not np.any(sized.mask > 0):
+        chain.add("unpack", Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION))
+        return
+    chain.add("unpack", Elementwise(traffic=sized.mask * MASK))
+    chain.add("unpack", Gemm(m=tokens, n=column([moe.input_dim]), k=sized.packed, dtype=_mask_format(cols)))
+
+
+def _mask_format(cols: Columns) -> str:
+    """Masks are made on the fly, so they are never stored in less than 16 bits."""
+    dense = cols.formats["dense"]
+    return dense if bytes_of(dense) >= ACTIVATION else "bf16"
 
 
 def _add_phases(chain: Chain, name: str, phases: tuple[Phase, ...]) -> None:

@@ -10,6 +10,7 @@ from moesim.ground.units import Bytes
 BITS: Mapping[str, float] = MappingProxyType(
     {
         "fp32": 32.0,
+        "tf32": 32.0,  # stored as fp32, multiplied on tensor cores with 10 bits of mantissa
         "bf16": 16.0,
         "fp16": 16.0,
         "fp8": 8.0,
@@ -27,6 +28,7 @@ BITS: Mapping[str, float] = MappingProxyType(
 COMPUTE_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "fp32": ("fp32",),
+        "tf32": ("tf32", "fp32"),
         "bf16": ("bf16", "fp16"),
         "fp16": ("fp16", "bf16"),
         "fp8": ("fp8", "bf16"),

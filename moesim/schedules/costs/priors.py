@@ -19,7 +19,7 @@ from moesim.world.hardware import Device, Fit, Tier
 # Share of the datasheet's peak that the best shapes reach. Section 1: bf16 264/312 on A100, 861/989 on H100, 860/989 on
 # H200, 1771/2250 on B200; fp8 1578/1979, 1646/1979, 3290/4500. fp32 and int8 as their neighbors; fp4 assumed.
 PEAK: Mapping[str, float] = MappingProxyType(
-    {"fp32": 0.86, "bf16": 0.86, "fp16": 0.86, "fp8": 0.81, "int8": 0.81, "fp4": 0.70}
+    {"fp32": 0.86, "tf32": 0.86, "bf16": 0.86, "fp16": 0.86, "fp8": 0.81, "int8": 0.81, "fp4": 0.70}
 )
 MEMORY = 0.90  # share of HBM bandwidth; section 1: 92, 88, 92 and 97 % on A100, H100, H200 and B200
 LAUNCH = 2e-6  # section 1: 1.4-2.0 us for torch bf16
