@@ -14,10 +14,10 @@ from .pieces.bench import Bench, Case
 from .points import Axis, Inputs, rows_of
 
 
-def dense(bench: Bench, speed: Speed, longest: float) -> list[Operation]:
+def dense(bench: Bench, speed: Speed) -> list[Operation]:
     """Dense products in every dtype that the device multiplies."""
-    side = multiple((longest * speed.flop_rate / 2) ** (1 / 3), 64)
-    tall = multiple((longest * speed.bandwidth / 8) ** 0.5, 64)
+    side = multiple((speed.longest * speed.flop_rate / 2) ** (1 / 3), 64)
+    tall = multiple((speed.longest * speed.bandwidth / 8) ** 0.5, 64)
     axes = (
         Axis(name="m", low=1, high=32768),
         Axis(name="n", low=64, high=16384, step=16),
@@ -49,8 +49,12 @@ def _dense_dtypes(bench: Bench) -> dict[str, int]:
     """Return the dtypes of dense products with their numbers of points; fp8 where the device has it."""
     if bench.device.type == "cpu":
         return {"fp32": 64, "bf16": 64, "fp16": 12}
-    fp8 = {"fp8": 64} if torch.cuda.get_device_capability(bench.device) >= (8, 9) else {}
-    return {"bf16": 64, "fp32": 24, "fp16": 24} | fp8
+    return {"bf16": 64, "fp32": 24, "fp16": 24} | ({"fp8": 64} if _has_fp8(bench) else {})
+
+
+def _has_fp8(bench: Bench) -> bool:
+    """Tell whether the device multiplies fp8: compute capability 8.9 and up."""
+    return bench.device.type == "cuda" and bool(torch.cuda.get_device_capability(bench.device) >= (8, 9))
 
 
 def _gemm_cost(point: Inputs, size: int) -> tuple[float, float]:
@@ -58,9 +62,9 @@ def _gemm_cost(point: Inputs, size: int) -> tuple[float, float]:
     return 2 * m * n * k, size * (m * k + n * k + m * n)
 
 
-def experts(dtypes: Sequence[str], speed: Speed, longest: float) -> list[Operation]:
+def experts(bench: Bench, dtypes: Sequence[str], speed: Speed) -> list[Operation]:
     """One product per expert: in a loop, batched to the fullest, in one kernel, and compiled."""
-    side = multiple((longest * speed.flop_rate / 4 / 1024) ** 0.5, 64)
+    side = multiple((speed.longest * speed.flop_rate / 4 / 1024) ** 0.5, 64)
     axes = (
         Axis(name="slots", among=(1, 2, 4, 8, 16, 32, 64, 128)),
         Axis(name="rows", low=1, high=16384),
@@ -93,8 +97,9 @@ def experts(dtypes: Sequence[str], speed: Speed, longest: float) -> list[Operati
             number=number,
             complete=_grouped_inputs,
         )
-        for dtype in dtypes
+        for dtype in (*dtypes, *(["fp8"] if _has_fp8(bench) else []))
         for kernel, (prepare, number) in ways.items()
+        if dtype != "fp8" or kernel == "grouped"  # torch multiplies experts in fp8 in no other way
     ]
 
 

@@ -19,7 +19,7 @@ from .pieces.passes import move_case
 from .pieces.products import gemm_case
 from .timing import timed
 
-QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
+QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 LIMITS = "driver_version,power.limit,clocks.max.sm,pcie.link.gen.max,pcie.link.width.max"
 EVERY = 10.0
 """Seconds between readings of a gpu's clocks; asking takes a tenth of one."""
@@ -27,10 +27,17 @@ EVERY = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Roughly how fast a device is, from which follows how large a point may be: FLOP/s and B/s."""
+    """Roughly how fast a device is, and how long a point may take on it: together they say how large one may be.
+
+    Attributes
+    ----------
+    flop_rate, bandwidth : FLOP/s, B/s
+    longest : s
+    """
 
     flop_rate: float
     bandwidth: float
+    longest: float
 
 
 def device_name(device: torch.device) -> str:
@@ -126,13 +133,13 @@ class Clocks:
         return self._said
 
 
-def probe(bench: Bench) -> Speed:
-    """Measure roughly how fast a device multiplies and copies, in a fraction of a second."""
+def probe(bench: Bench, longest: float) -> Speed:
+    """Measure roughly how fast a device multiplies and copies, in a fraction of a second, for points of `longest` s."""
     large = bench.device.type == "cuda"
     side, size = (4096, 1 << 28) if large else (512, 1 << 25)
     product = _fastest(gemm_case({"m": side, "n": side, "k": side}, "bf16" if large else "fp32", bench), bench)
     copied = _fastest(move_case({"size": size}, "bytes", bench), bench)
-    return Speed(flop_rate=_rounded(2 * side**3 / product), bandwidth=_rounded(2 * size / copied))
+    return Speed(flop_rate=_rounded(2 * side**3 / product), bandwidth=_rounded(2 * size / copied), longest=longest)
 
 
 def _fastest(case: Case, bench: Bench) -> float:

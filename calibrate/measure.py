@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 GROUPS = {"kernels": 0.55, "collectives": 0.20, "memory": 0.08, "interference": 0.05, "compilation": 0.12}
 """What is measured, in this order, and the share of the budget that each gets when all are."""
+LONGEST = {"cpu": 0.05, "cuda": 0.010}
+"""Seconds that the largest point takes, about."""
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 MODULE = f"{__package__}.measure"
 
@@ -50,6 +52,7 @@ class Settings:
     only : groups or operations; empty for all
     ranks : numbers of processes for collectives; empty for as many as the machine suggests
     points : per operation that asks for 64
+    longest : s, of the largest point; None for what suits the device
     """
 
     device: str
@@ -58,11 +61,12 @@ class Settings:
     only: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
     points: int = 64
+    longest: float | None = None
 
     def arguments(self) -> list[str]:
         """Return them as words of a command line."""
         words = ["--device", self.device, "--out", str(self.out), "--budget", f"{self.budget} s"]
-        words += ["--points", str(self.points)]
+        words += ["--points", str(self.points)] + (["--longest", f"{self.longest} s"] if self.longest else [])
         return words + (["--only", ",".join(self.only)] if self.only else [])
 
 
@@ -95,6 +99,7 @@ def _settings(words: Sequence[str] | None) -> Settings:
     parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or operations, with commas")
     parser.add_argument("--ranks", default="", help="numbers of processes for collectives, with commas")
     parser.add_argument("--points", type=int, default=64, help="points per operation, about (default: 64)")
+    parser.add_argument("--longest", help="time of the largest point, about (default: 50 ms on a CPU, 10 ms on a gpu)")
     given = parser.parse_args(words)
     if find_spec("torch") is None:
         raise MoesimError("measuring needs torch; install it with `pip install 'moesim[torch]'`")
@@ -106,6 +111,7 @@ def _settings(words: Sequence[str] | None) -> Settings:
         only=tuple(name for name in given.only.split(",") if name),
         ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
         points=max(given.points, 1),
+        longest=parse(given.longest, "s") if given.longest else None,
     )
 
 
@@ -130,7 +136,7 @@ def _alone(settings: Settings) -> int:
     device = _device(settings.device)
     with _scratch(settings.out) as scratch:
         bench = Bench(device=device, pool=Pool(device=device, size=4 * cache_size(device)), scratch=scratch)
-        with Writer(settings.out, _header(bench, settings.out)) as writer:
+        with Writer(settings.out, _header(bench, settings)) as writer:
             session = Session.resumed(bench, _speed(writer.header), writer)
             try:
                 faults = _measure(session, settings)
@@ -148,6 +154,10 @@ def _measure(session: Session, settings: Settings) -> list[str]:
     operations = everything(session.bench, session.speed)
     _checked(settings.only, operations)
     chosen = _chosen(settings, operations)
+    settings = replace(settings, ranks=settings.ranks or _numbers(settings.device))
+    if "collectives" in chosen and not settings.ranks:
+        _say("collectives need two gpus; left out")
+        del chosen["collectives"]
     left, weights, faults = settings.budget, sum(GROUPS[group] for group in chosen), list[str]()
     for group, some in chosen.items():
         share = left * GROUPS[group] / weights
@@ -166,12 +176,9 @@ def _between(settings: Settings, names: Sequence[str], share: float) -> list[str
     """Measure collectives between 2, 4 and so on processes, each number in a run of its own."""
     from .ranks import launch
 
-    numbers = settings.ranks or _numbers(settings.device)
-    if not numbers:
-        _say("collectives need two gpus; left out")
     faults = []
-    for ranks in numbers:
-        part = replace(settings, budget=share / len(numbers), only=tuple(dict.fromkeys(names)), ranks=())
+    for ranks in settings.ranks:
+        part = replace(settings, budget=share / len(settings.ranks), only=tuple(dict.fromkeys(names)), ranks=())
         try:
             launch(MODULE, part.arguments(), ranks, part.budget)
         except MoesimError as fault:
@@ -194,7 +201,7 @@ def _ranked(settings: Settings) -> int:
 
     with _scratch(settings.out, keep=True) as scratch:
         bench = join(_device(settings.device), scratch, pool=64 << 20)
-        writer = Writer(settings.out, _header(bench, settings.out)) if bench.rank == 0 else None
+        writer = Writer(settings.out, _header(bench, settings)) if bench.rank == 0 else None
         speed = _speed(_agreed(writer.header if writer is not None else None, bench))
         session = Session.resumed(bench, speed, writer)
         for operations in _chosen(settings, suite(bench, speed)).values():
@@ -228,15 +235,16 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _header(bench: Bench, out: Path) -> Line:
+def _header(bench: Bench, settings: Settings) -> Line:
     """Return the first line of a raw file; the speed is probed for a new file only."""
     from .machine import describe, device_name, probe
 
     header: dict[str, Any] = {"format": FORMAT, "device": device_name(bench.device), "machine": describe(bench.device)}
-    if out.exists() and out.stat().st_size:
+    if settings.out.exists() and settings.out.stat().st_size:
         return header
+    longest = settings.longest or LONGEST[settings.device]
     started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return header | {"started": started, "speed": asdict(probe(replace(bench, ranks=1)))}
+    return header | {"started": started, "speed": asdict(probe(replace(bench, ranks=1), longest))}
 
 
 def _speed(header: Line) -> Speed:

@@ -9,8 +9,6 @@ from .machine import Speed
 from .pieces.bench import DTYPES, Bench, Case
 from .points import Axis, Inputs, design
 
-LONGEST = {"cpu": 0.05, "cuda": 0.010}
-"""Seconds that the largest point may take, about, by the machine's probed speed."""
 LARGEST = {"cpu": 1 << 29, "cuda": 1 << 33}
 """Bytes that a point may touch."""
 
@@ -52,12 +50,11 @@ class Operation:
 
     def points(self, speed: Speed, bench: Bench, scale: float = 1.0) -> tuple[Inputs, ...]:
         """Choose the points that a machine can afford."""
-        kind = bench.device.type
 
         def affordable(point: Inputs) -> bool:
             flop, size = self.cost(self.complete(point))
             took = self.slow * (flop / speed.flop_rate + size / speed.bandwidth)
-            return took < LONGEST[kind] * 1.2 and size < LARGEST[kind]
+            return took < 1.2 * speed.longest and size < LARGEST[bench.device.type]
 
         number = max(round(self.number * scale), 1)
         seed = f"{self.name}/{self.dtype}/{self.kernel}"

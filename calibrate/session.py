@@ -67,6 +67,8 @@ class Session:
     def run(self, operations: Sequence[Operation], budget: float, points: int) -> float:
         """Measure points until all visits are done or the budget is spent, and return the seconds spent.
 
+        However short the budget, every operation's first point is visited.
+
         Parameters
         ----------
         operations : of one group
@@ -78,7 +80,7 @@ class Session:
         before = sum(seconds for key, seconds in self.spent.items() if key in keys)
         progress = Progress(total=len(steps), budget=budget, before=before, shown=self.writer is not None)
         for number, (operation, point, visit) in enumerate(steps):
-            if not self._go_on(progress.spent < budget):
+            if not self._go_on(progress.spent < budget or number < len(operations)):
                 break
             if self.done[self._key(operation, point)] <= visit:
                 self._visit(operation, point, visit)

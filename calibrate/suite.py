@@ -7,7 +7,7 @@ from .compiling import compiling
 from .gates import gates
 from .kernels import dense, experts
 from .machine import Speed
-from .operation import LONGEST, Operation
+from .operation import Operation
 from .pieces.bench import Bench
 from .transfers import between_ranks, elementwise, interference, memory
 
@@ -29,8 +29,8 @@ def suite(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
     cuda = kind == "cuda"
     main = ("bf16",) if cuda else ("fp32", "bf16")
     return (
-        *dense(bench, speed, LONGEST[kind]),
-        *experts(main, speed, LONGEST[kind]),
+        *dense(bench, speed),
+        *experts(bench, main, speed),
         *gates(main[0]),
         *attentions(main, cuda),
         *elementwise(main[0]),

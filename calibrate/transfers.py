@@ -122,11 +122,12 @@ def interference(cuda: bool) -> list[Operation]:
             "host out pinned": partial(_sized, partial(copies.outward_case, pinned=True), moved),
         }
         del others["disk"]  # its reads are the host's, timed by the host's clock
+    dtype = "bf16" if cuda else "fp32"
     pairs: list[tuple[str, Prepare, Prepare]] = [
         (f"gemm beside {name}", product, other) for name, other in others.items()
     ]
     pairs += [(f"{name} beside gemm", other, product) for name, other in others.items()]
-    return [_pair(kernel, timed, other, {**size, "size": moved}) for kernel, timed, other in pairs]
+    return [_pair(kernel, dtype, timed, other, {**size, "size": moved}) for kernel, timed, other in pairs]
 
 
 def _product(size: Inputs, inputs: Inputs, dtype: str, bench: Bench) -> Case:
@@ -137,13 +138,13 @@ def _sized(prepare: Prepare, size: float, inputs: Inputs, dtype: str, bench: Ben
     return prepare({"size": size}, "bytes", bench)
 
 
-def _pair(kernel: str, timed: Prepare, other: Prepare, inputs: Inputs) -> Operation:
+def _pair(kernel: str, dtype: str, timed: Prepare, other: Prepare, inputs: Inputs) -> Operation:
     def case(point: Inputs, dtype: str, bench: Bench) -> Case:
         return overlap.beside(timed(point, dtype, bench), other(point, dtype, bench), bench)
 
     return Operation(
         name="interference",
-        dtype="fp32",
+        dtype=dtype,
         kernel=kernel,
         group="interference",
         axes=tuple(Axis(name=name, among=(value,)) for name, value in inputs.items()),

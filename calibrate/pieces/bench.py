@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Pool:
-    """Random numbers in memory, larger than every cache, from which inputs are cut.
+    """Random numbers in memory, larger than every cache, from which inputs are cut: normal, or whole for whole dtypes.
 
     They are drawn once, since drawing takes longer than multiplying; and successive cuts lie apart, so that what is cut
     anew for each call is cold. Zeros would not do: a gpu's power, hence its clock, depends on the data.
@@ -68,7 +68,7 @@ class Pool:
     _next: dict[torch.dtype, int] = field(default_factory=dict)
 
     def cut(self, dtype: str, *shape: float) -> Tensor:
-        """Return a tensor of random numbers, standard normal, that the last cuts did not touch."""
+        """Return a tensor of random numbers that the last cuts did not touch."""
         kind, dims = DTYPES[dtype], [int(dim) for dim in shape]
         number = math.prod(dims)
         held = self._of(kind, number)
@@ -90,7 +90,10 @@ class Pool:
         drawn = torch.empty(number, dtype=kind, device=self.device)
         generator = torch.Generator(device=self.device).manual_seed(0)
         for piece in drawn.split(1 << 24):
-            piece.copy_(torch.randn(piece.numel(), device=self.device, generator=generator))
+            if kind.is_floating_point:
+                piece.copy_(torch.randn(piece.numel(), device=self.device, generator=generator))
+            else:
+                piece.random_(0, 256, generator=generator)
         return drawn
 
     def clear(self) -> None:

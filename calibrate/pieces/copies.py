@@ -14,7 +14,7 @@ from .bench import Args, Bench, Case, Inputs
 
 BLOCK = 4096
 """Bytes to which reads past the page cache are aligned."""
-FILE = 1 << 28
+FILE = 1 << 27
 """Bytes of the file that is read, at least: at another place each time."""
 
 

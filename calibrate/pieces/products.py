@@ -13,11 +13,13 @@ from .bench import Args, Bench, Case, Inputs
 
 
 def gemm(rows: Tensor, weights: Tensor) -> Tensor:
-    """Multiply rows [m, k] by weights [n, k]; fp8 is multiplied as fp8 with one scale, and gives bf16."""
-    if rows.dtype == torch.float8_e4m3fn:
-        one = torch.ones((), device=rows.device)
-        return torch._scaled_mm(rows, weights.t(), one, one, out_dtype=torch.bfloat16)
+    """Multiply rows [m, k] by weights [n, k]."""
     return functional.linear(rows, weights)
+
+
+def gemm_fp8(rows: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
+    """Multiply fp8 rows [m, k] by fp8 weights [n, k], each with one scale, fp32 on the device; gives bf16."""
+    return torch._scaled_mm(rows, weights.t(), scale, scale, out_dtype=torch.bfloat16)
 
 
 def looped(rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
@@ -37,6 +39,13 @@ def looped(rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
 def batched(rows: Tensor, weights: Tensor) -> Tensor:
     """Multiply experts of equal capacity: rows [expert, capacity, k], weights [expert, k, n]."""
     return torch.bmm(rows, weights)
+
+
+def grouped_fp8(rows: Tensor, weights: Tensor, ends: Tensor, scales: Tensor, columns: Tensor) -> Tensor:
+    """Multiply all experts in one kernel in fp8: weights [expert, n, k], scales per row and per expert and column."""
+    return torch._scaled_grouped_mm(
+        rows, weights.transpose(1, 2), scales, columns, offs=ends, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 def grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -63,6 +72,9 @@ def gemm_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a dense product ready: rows stay where they are, weights are cold."""
     m, n, k = inputs["m"], inputs["n"], inputs["k"]
     rows = bench.pool.cut(dtype, m, k)
+    if dtype == "fp8":
+        one = torch.ones((), device=bench.device)
+        return Case(call=gemm_fp8, args=lambda: (rows, bench.pool.cut(dtype, n, k), one))
     return Case(call=gemm, args=lambda: (rows, bench.pool.cut(dtype, n, k)))
 
 
@@ -92,6 +104,11 @@ def grouped_case(inputs: Inputs, dtype: str, bench: Bench, counts: Sequence[int]
     """Make one kernel for all experts ready."""
     rows = bench.pool.cut(dtype, sum(counts), inputs["k"])
     ends = torch.tensor(counts).cumsum(0).to(device=bench.device, dtype=torch.int32)
+    if dtype == "fp8":
+        scales = torch.ones(sum(counts), device=bench.device)
+        columns = torch.ones(len(counts), int(inputs["n"]), device=bench.device)
+        shape = (inputs["slots"], inputs["n"], inputs["k"])
+        return Case(call=grouped_fp8, args=lambda: (rows, bench.pool.cut(dtype, *shape), ends, scales, columns))
     return Case(call=grouped, args=lambda: (rows, _weights(inputs, dtype, bench), ends))
 
 
