@@ -70,10 +70,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	touch $(VENV)/.core $@
 
-# The wheel from the package index is the CPU build where TORCH_INDEX is that of PyTorch's CPU wheels.
-TORCH := torch==2.13.0
+# A machine whose package index has another build than the CPU's names PyTorch's own, TORCH_INDEX=https://download.pytorch.org/whl/cpu
 $(VENV)/.torch: $(VENV)/.dev
-	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(PIP) install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) 'torch==2.13.0'
 	touch $@
 
 $(BIN)/python:

@@ -28,7 +28,10 @@ def gates(dtype: str) -> list[Operation]:
     def dense_work(point: Inputs) -> tuple[float, float]:
         cells = point["tokens"] * point["experts"] * point["capacity"]
         buffers = point["experts"] * point["capacity"] * point["dim"]
-        return 2 * cells * point["dim"], size * (cells + buffers)
+        return 6 * cells * point["dim"], size * (cells + buffers)  # an einsum transposes, too
+
+    def choices(point: Inputs) -> float:
+        return 24 * point["tokens"] * point["topk"] * point["experts"]
 
     def gate_work(point: Inputs) -> tuple[float, float]:
         scores = point["tokens"] * point["experts"]
@@ -55,7 +58,7 @@ def gates(dtype: str) -> list[Operation]:
             for name, case in moving.items()
         ),
         *(
-            make(name=name, axes=(*shape, capacity), cost=dense_work, case=case, number=16)
+            make(name=name, axes=(*shape, capacity), cost=dense_work, case=case, number=16, held=choices)
             for name, case in masks.items()
         ),
     ]

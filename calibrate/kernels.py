@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from .machine import Speed
-from .operation import Operation, bytes_of, multiple
+from .operation import LARGEST, Operation, bytes_of, multiple
 from .pieces import products
 from .pieces.bench import Bench, Case
 from .points import Axis, Inputs, rows_of
@@ -17,7 +17,7 @@ from .points import Axis, Inputs, rows_of
 def dense(bench: Bench, speed: Speed) -> list[Operation]:
     """Dense products in every dtype that the device multiplies."""
     side = multiple((speed.longest * speed.flop_rate / 2) ** (1 / 3), 64)
-    tall = multiple((speed.longest * speed.bandwidth / 8) ** 0.5, 64)
+    tall = multiple(min(speed.longest * speed.bandwidth / 8, LARGEST[bench.device.type] / 5) ** 0.5, 64)
     axes = (
         Axis(name="m", low=1, high=32768),
         Axis(name="n", low=64, high=16384, step=16),
@@ -96,6 +96,7 @@ def experts(bench: Bench, dtypes: Sequence[str], speed: Speed) -> list[Operation
             case=partial(_of_counts, prepare),
             number=number,
             complete=_grouped_inputs,
+            held=partial(_weights, bytes_of(dtype)),
         )
         for dtype in (*dtypes, *(["fp8"] if _has_fp8(bench) else []))
         for kernel, (prepare, number) in ways.items()
@@ -112,6 +113,10 @@ def _grouped_inputs(point: Inputs) -> Inputs:
 def counts_of(point: Inputs) -> list[int]:
     """Return the rows of every slot of a grouped product that was measured."""
     return rows_of(int(point["slots"]), int(point["rows"]), point["skew"])
+
+
+def _weights(size: int, point: Inputs) -> float:
+    return size * point["slots"] * point["n"] * point["k"]
 
 
 def _of_counts(prepare: Callable[..., Case], point: Inputs, dtype: str, bench: Bench) -> Case:

@@ -256,7 +256,7 @@ def _speed(header: Line) -> Speed:
 @contextmanager
 def _scratch(out: Path, keep: bool = False) -> Iterator[Path]:
     """Make a folder beside the raw file, whose disk is the one measured, and remove it at the end."""
-    folder = out.parent / f".{out.name}.scratch"
+    folder = out.parent.resolve() / f".{out.name}.scratch"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:

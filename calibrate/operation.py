@@ -9,14 +9,18 @@ from .machine import Speed
 from .pieces.bench import DTYPES, Bench, Case
 from .points import Axis, Inputs, design
 
-LARGEST = {"cpu": 1 << 29, "cuda": 1 << 33}
-"""Bytes that a point may touch."""
+LARGEST = {"cpu": 1 << 28, "cuda": 1 << 33}
+"""Bytes that a point may take or touch: a machine has other uses for its memory."""
 
 Prepare = Callable[[Inputs, str, Bench], Case]
 
 
 def _as_is(point: Inputs) -> Inputs:
     return point
+
+
+def _nothing(point: Inputs) -> float:
+    return 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,8 @@ class Operation:
     name, dtype, kernel : as in the raw samples
     group : of `GROUPS`
     axes : inputs that are drawn
-    cost : FLOP and bytes of a point, roughly
+    cost : FLOP and bytes touched by a point, roughly
+    held : bytes that it takes without touching them, roughly
     case : makes a point ready
     anchors : points taken first
     number : of points
@@ -47,14 +52,16 @@ class Operation:
     number: int = 64
     complete: Callable[[Inputs], Inputs] = field(default=_as_is)
     slow: float = 1.0
+    held: Callable[[Inputs], float] = field(default=_nothing)
 
     def points(self, speed: Speed, bench: Bench, scale: float = 1.0) -> tuple[Inputs, ...]:
         """Choose the points that a machine can afford."""
 
         def affordable(point: Inputs) -> bool:
-            flop, size = self.cost(self.complete(point))
+            point = self.complete(point)
+            flop, size = self.cost(point)
             took = self.slow * (flop / speed.flop_rate + size / speed.bandwidth)
-            return took < 1.2 * speed.longest and size < LARGEST[bench.device.type]
+            return took < 1.2 * speed.longest and size + self.held(point) < LARGEST[bench.device.type]
 
         number = max(round(self.number * scale), 1)
         seed = f"{self.name}/{self.dtype}/{self.kernel}"

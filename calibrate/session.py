@@ -24,6 +24,8 @@ from .timing import Timing, timed
 
 VISITS = 3
 """Times that a point is measured afresh, minutes apart, where the budget allows: drift must show as spread."""
+EARLY = 8
+"""Points of an operation that are visited again when half of all have been: their spread is known on any budget."""
 SAID_EVERY = 20.0
 """Seconds between lines of progress where there is no terminal."""
 
@@ -156,12 +158,20 @@ def _steps(
 ) -> Iterator[tuple[Operation, Inputs, int]]:
     """Yield every visit, operations by turns: a budget that runs out cuts all of them alike."""
     chosen = [(operation, operation.points(speed, bench, scale)) for operation in operations]
-    longest = max((len(points) for _, points in chosen), default=0)
-    for visit in range(VISITS):
-        for index in range(longest):
-            for operation, points in chosen:
-                if index < len(points):
-                    yield operation, points[index], visit
+    for index, visit in _rounds(max((len(points) for _, points in chosen), default=0)):
+        for operation, points in chosen:
+            if index < len(points):
+                yield operation, points[index], visit
+
+
+def _rounds(number: int) -> Iterator[tuple[int, int]]:
+    """Yield point and visit: half of the points, the early ones again, the other half, and all that is left."""
+    half, early = number // 2, min(EARLY, number // 2)
+    yield from ((index, 0) for index in range(half))
+    yield from ((index, 1) for index in range(early))
+    yield from ((index, 0) for index in range(half, number))
+    yield from ((index, 1) for index in range(early, number))
+    yield from ((index, visit) for visit in range(2, VISITS) for index in range(number))
 
 
 def _fields(timing: Timing) -> dict[str, Any]:

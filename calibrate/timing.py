@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from .pieces.bench import Bench, Case
 
-ROOM = {"cpu": 0.12, "cuda": 0.05}
+ROOM = {"cpu": 0.05, "cuda": 0.05}
 """Seconds of repetitions for one visit of a point, about."""
 FEWEST, MOST = 3, 30
 WARM = {"cpu": 0.002, "cuda": 0.010}

@@ -30,7 +30,7 @@ def elementwise(dtype: str) -> list[Operation]:
             group="kernels",
             axes=axes,
             anchors=(anchor,),
-            cost=lambda point: (0.0, 2 * point["traffic"]),
+            cost=lambda point: (0.0, 4 * point["traffic"]),
             case=case,
             number=20,
             complete=partial(complete, float(number * bytes_of(dtype))),

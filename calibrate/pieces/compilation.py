@@ -40,14 +40,14 @@ def compiled() -> Callable[..., Tensor]:
 def first_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a stack ready that no cache has seen: its width differs each time."""
     _load_compiler(bench.device)
-    return Case(call=first_compile, args=lambda: _stack(inputs, bench, next(_widths)), warm=0, most=1)
+    return Case(call=first_compile, args=lambda: _stack(inputs, bench, next(_widths)), warm=0, most=1, on_host=True)
 
 
 def cached_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make the same stack ready again and again, which the compiler's cache on disk knows after the first time."""
     _load_compiler(bench.device)
     args = _stack(inputs, bench, WIDTH)
-    return Case(call=first_compile, args=lambda: args, warm=1, most=2)
+    return Case(call=first_compile, args=lambda: args, warm=1, most=2, on_host=True)
 
 
 def again_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
@@ -57,7 +57,7 @@ def again_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     run = compiled()
     run(rows, weights)
     seen = count(rows.shape[0] + 1)
-    return Case(call=run, args=lambda: (_rows(bench, next(seen), rows.shape[1]), weights), warm=0, most=1)
+    return Case(call=run, args=lambda: (_rows(bench, next(seen), rows.shape[1]), weights), warm=0, most=1, on_host=True)
 
 
 def guards_case(inputs: Inputs, dtype: str, bench: Bench, *, fail: bool) -> Case:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ import torch
 from moesim.calibrate import measure, ranks
 from moesim.calibrate.machine import Speed
 from moesim.calibrate.measure import main
-from moesim.calibrate.operation import Operation
+from moesim.calibrate.operation import Operation, bytes_of
 from moesim.calibrate.pieces.bench import Bench, Case, Pool
 from moesim.calibrate.points import Axis
 from moesim.calibrate.raw import FORMAT, Writer, read
-from moesim.calibrate.session import VISITS, Session
+from moesim.calibrate.session import VISITS, Session, _rounds
+from moesim.calibrate.suite import suite
 from moesim.calibrate.timing import timed
 
 ROOT = Path(__file__).parents[2]
@@ -210,3 +212,26 @@ def test_measuring_loads_nothing_but_torch_numpy_and_the_library_s_ground() -> N
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[] ['moesim.ground', 'moesim.ground.errors', 'moesim.ground.units']"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_no_point_takes_more_memory_or_time_than_it_may(bench: Bench, ranks: int) -> None:
+    """A grouped product's weights count all slots, those without rows too."""
+    speed = Speed(flop_rate=1e11, bandwidth=1e10, longest=0.05)
+    for one in suite(replace(bench, ranks=ranks), speed):
+        points = one.points(speed, bench)
+        assert points, one.name
+        for point in points:
+            flop, size = one.cost(point)
+            assert one.slow * (flop / 1e11 + size / 1e10) < 0.06
+            assert size + one.held(point) < 1 << 28
+            if "slots" in point:
+                assert point["slots"] * point["n"] * point["k"] * bytes_of(one.dtype) < 1 << 28
+
+
+def test_a_budget_that_ends_early_has_visited_some_points_twice() -> None:
+    seen = list(_rounds(64))
+    assert sorted(seen) == sorted((index, visit) for index in range(64) for visit in range(VISITS))
+    assert [index for index, visit in seen[:40] if visit == 1] == list(range(8))
+    for index in range(64):
+        assert [visit for which, visit in seen if which == index] == list(range(VISITS))
