@@ -60,6 +60,11 @@ def describe(device: torch.device) -> dict[str, Any]:
     return described | (_gpu(device) if device.type == "cuda" else {})
 
 
+def load() -> float:
+    """Return how many processes want each core, over the last minute; 0 where the system does not say."""
+    return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2) if hasattr(os, "getloadavg") else 0.0
+
+
 def _gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     return {

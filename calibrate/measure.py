@@ -36,6 +36,8 @@ GROUPS = {"kernels": 0.55, "collectives": 0.20, "memory": 0.08, "interference": 
 """What is measured, in this order, and the share of the budget that each gets when all are."""
 LONGEST = {"cpu": 0.05, "cuda": 0.010}
 """Seconds that the largest point takes, about."""
+BUSY = 0.5
+"""Processes that want a core, per core, above which a machine is said to be busy."""
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 MODULE = f"{__package__}.measure"
 
@@ -129,7 +131,7 @@ def _default_device() -> str:
 
 def _alone(settings: Settings) -> int:
     """Measure in this process, and between processes that it starts."""
-    from .machine import cache_size
+    from .machine import cache_size, load
     from .pieces.bench import Bench, Pool
     from .session import DeviceLost, Session
 
@@ -138,6 +140,10 @@ def _alone(settings: Settings) -> int:
         bench = Bench(device=device, pool=Pool(device=device, size=4 * cache_size(device)), scratch=scratch)
         with Writer(settings.out, _header(bench, settings)) as writer:
             session = Session.resumed(bench, _speed(writer.header), writer)
+            if (busy := load()) > BUSY:
+                _say(
+                    f"this machine is busy ({busy:.1f} processes want each core); its times will be those of a busy one"
+                )
             try:
                 faults = _measure(session, settings)
             except DeviceLost as fault:
@@ -237,14 +243,14 @@ def _device(name: str) -> torch.device:
 
 def _header(bench: Bench, settings: Settings) -> Line:
     """Return the first line of a raw file; the speed is probed for a new file only."""
-    from .machine import describe, device_name, probe
+    from .machine import describe, device_name, load, probe
 
     header: dict[str, Any] = {"format": FORMAT, "device": device_name(bench.device), "machine": describe(bench.device)}
     if settings.out.exists() and settings.out.stat().st_size:
         return header
     longest = settings.longest or LONGEST[settings.device]
     started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return header | {"started": started, "speed": asdict(probe(replace(bench, ranks=1), longest))}
+    return header | {"started": started, "load": load(), "speed": asdict(probe(replace(bench, ranks=1), longest))}
 
 
 def _speed(header: Line) -> Speed:

@@ -80,7 +80,18 @@ class Raw:
         """Say how much was measured."""
         operations = {(sample.operation, sample.dtype, sample.kernel, sample.ranks) for sample in self.samples}
         times = sum(len(sample.seconds) for sample in self.samples)
-        return f"{len(self.samples)} points of {len(operations)} operations on {self.header['device']}, {times} times"
+        said = f"{len(self.samples)} points of {len(operations)} operations on {self.header['device']}, {times} times"
+        return said if (noise := self.noise()) is None else f"{said}; identical visits differ by {noise:.0%}"
+
+    def noise(self) -> float | None:
+        """Return the median over points of how far the medians of two visits lie apart; None if none was made twice.
+
+        Nothing predicts a time better than the machine repeats it.
+        """
+        apart = [
+            abs(math.log(sample.visits[1] / sample.visits[0])) for sample in self.samples if len(sample.visits) > 1
+        ]
+        return math.expm1(quantile(apart, 0.5)) if apart else None
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -50,6 +50,15 @@ def test_visits_of_a_point_are_one_sample_that_knows_their_medians(path: Path) -
     assert second.visits == (2.0,)
 
 
+def test_noise_is_how_far_identical_visits_lie_apart(path: Path) -> None:
+    with Writer(path, HEADER) as writer:
+        for m, seconds in ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (1.0, 1.2), (2.0, 1 / 1.1), (3.0, 1.0)):
+            writer.append(line(m, (seconds,)))
+    raw = read(path)
+    assert raw.noise() == pytest.approx(0.1)  # of 20%, 10% and 0%
+    assert raw.summary() == "3 points of 1 operations on chip, 6 times; identical visits differ by 10%"
+
+
 def test_a_point_that_failed_is_kept_apart(path: Path) -> None:
     with Writer(path, HEADER) as writer:
         writer.append({name: value for name, value in line().items() if name != "seconds"} | {"error": "out of memory"})
