@@ -9,7 +9,7 @@ from typing import Literal
 
 from cyclopts import App
 
-from .measure import MODULE
+from .settings import MODULE
 
 app = App(name="calibrate", help="Measure a machine.")
 

@@ -6,7 +6,6 @@ it writes is done anywhere later. Run again with the same file, it goes on where
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -14,15 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesim.ground.errors import MoesimError, nearest
-from moesim.ground.units import parse
 
-from .raw import FORMAT, Line, Writer, read
+from .raw import FORMAT, Line, read
+from .settings import GROUPS, MODULE, Settings, settings_of
+from .writer import Writer
 
 if TYPE_CHECKING:
     import torch
@@ -32,51 +31,18 @@ if TYPE_CHECKING:
     from .pieces.bench import Bench
     from .session import Session
 
-GROUPS = {"kernels": 0.55, "collectives": 0.20, "memory": 0.08, "interference": 0.05, "compilation": 0.12}
-"""What is measured, in this order, and the share of the budget that each gets when all are."""
 LONGEST = {"cpu": 0.05, "cuda": 0.010}
 """Seconds that the largest point takes, about."""
 BUSY = 0.5
 """Processes that want a core, per core, above which a machine is said to be busy."""
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130
-MODULE = f"{__package__}.measure"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What was asked for.
-
-    Attributes
-    ----------
-    device : cpu or cuda
-    out : the raw file
-    budget : s, shared by the groups
-    only : groups or operations; empty for all
-    ranks : numbers of processes for collectives; empty for as many as the machine suggests
-    points : per operation that asks for 64
-    longest : s, of the largest point; None for what suits the device
-    """
-
-    device: str
-    out: Path
-    budget: float
-    only: tuple[str, ...] = ()
-    ranks: tuple[int, ...] = ()
-    points: int = 64
-    longest: float | None = None
-
-    def arguments(self) -> list[str]:
-        """Return them as words of a command line."""
-        words = ["--device", self.device, "--out", str(self.out), "--budget", f"{self.budget} s"]
-        words += ["--points", str(self.points)] + (["--longest", f"{self.longest} s"] if self.longest else [])
-        return words + (["--only", ",".join(self.only)] if self.only else [])
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, and return the exit code: 0, 1 for a group that failed, 2 for a wrong input, 130 when stopped."""
     settings: Settings | None = None
     try:
-        settings = _settings(words)
+        settings = settings_of(words)
         return _ranked(settings) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _alone(settings)
     except MoesimError as fault:
         _say(str(fault))
@@ -84,49 +50,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped; finished samples are kept. Run the same command again: it goes on from there")
         return STOPPED
-
-
-def _settings(words: Sequence[str] | None) -> Settings:
-    """Read the command line.
-
-    Raises
-    ------
-    MoesimError
-        torch is missing, there is no such device, or a value is none.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Measure this machine; write raw samples.")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--out", type=Path, help="raw samples, JSON lines; default: DEVICE.jsonl")
-    parser.add_argument("--budget", default="5 min", help="time for everything (default: 5 min)")
-    parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or operations, with commas")
-    parser.add_argument("--ranks", default="", help="numbers of processes for collectives, with commas")
-    parser.add_argument("--points", type=int, default=64, help="points per operation, about (default: 64)")
-    parser.add_argument("--longest", help="time of the largest point, about (default: 50 ms on a CPU, 10 ms on a gpu)")
-    given = parser.parse_args(words)
-    if find_spec("torch") is None:
-        raise MoesimError("measuring needs torch; install it with `pip install 'moesim[torch]'`")
-    device = given.device or _default_device()
-    return Settings(
-        device=device,
-        out=given.out or Path(f"{device}.jsonl"),
-        budget=parse(given.budget, "s"),
-        only=tuple(name for name in given.only.split(",") if name),
-        ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
-        points=max(given.points, 1),
-        longest=parse(given.longest, "s") if given.longest else None,
-    )
-
-
-def _whole(number: str) -> int:
-    if not number.isdigit() or int(number) < 2:
-        raise MoesimError(f"--ranks: `{number}` is not a number of processes; name two or more, as in --ranks 2,4")
-    return int(number)
-
-
-def _default_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _alone(settings: Settings) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
-from moesim.ground.errors import Fault, InputError, MoesimError
+from moesim.ground.errors import Fault, InputError
 
 FORMAT = "moesim raw 1"
 Line = Mapping[str, Any]
@@ -134,7 +133,7 @@ def read(path: Path) -> Raw:
     InputError
         The file is missing, is not a raw file, or has lines that are not samples; all of them are named.
     """
-    header, lines = _parsed(path)
+    header, lines = parsed(path)
     faults = [fault for number, line in enumerate(lines, 2) if (fault := _fault_of(number, line))]
     if faults:
         raise InputError(str(path), faults[:FAULTS_SHOWN])
@@ -149,7 +148,7 @@ def read(path: Path) -> Raw:
     )
 
 
-def _parsed(path: Path) -> tuple[Line, list[Any]]:
+def parsed(path: Path) -> tuple[Line, list[Any]]:
     """Parse the header and the lines; the torn end of a run that was killed is left out."""
     try:
         whole, _, _ = path.read_bytes().rpartition(b"\n")
@@ -163,14 +162,6 @@ def _parsed(path: Path) -> tuple[Line, list[Any]]:
         problem = f"its first line is not the header of a raw file ({FORMAT})"
         raise InputError(str(path), [Fault(path="line 1", problem=problem, remedy="measure with `moesim calibrate`")])
     return lines[0], lines[1:]
-
-
-def _torn_header(path: Path) -> bool:
-    """Tell whether a run was killed while it wrote the first line of this file, or before."""
-    begins = f'{{"format":"{FORMAT}'.encode()
-    with path.open("rb") as file:
-        first = file.readline()
-    return not first.endswith(b"\n") and begins.startswith(first[: len(begins)])
 
 
 def _json(text: str) -> Any:
@@ -218,90 +209,3 @@ def _merged(visits: list[Line], device: str) -> Sample:
         issue=first.get("issue"),
         alone=tuple(time for visit in visits for time in visit.get("alone", ())),
     )
-
-
-class Writer:
-    """Appends lines to a raw file, each flushed to the disk before the next is measured.
-
-    Attributes
-    ----------
-    path : the file
-    header : its first line
-    lines : what it held when opened, and what was appended since
-    """
-
-    def __init__(self, path: Path, header: Line) -> None:
-        """Open a file to go on with it, or start one.
-
-        Raises
-        ------
-        MoesimError
-            The file cannot be written, or holds samples of another machine.
-        """
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not path.exists() or _torn_header(path)
-            self._file = path.open("ab")
-        except OSError as fault:
-            raise MoesimError(f"{path}: {fault.strerror}; name another file with --out") from None
-        self.header = header
-        self.lines: list[Line] = []
-        try:
-            if fresh:
-                self._file.truncate(0)
-                self._write(header)
-            else:
-                self._go_on(header)
-        except MoesimError:
-            self.close()
-            raise
-
-    def _go_on(self, header: Line) -> None:
-        """Take over what the file holds; its torn end, if any, is cut off."""
-        self.header, self.lines = _parsed(self.path)
-        for name in ("device", "machine"):
-            if self.header.get(name) != header[name]:
-                raise MoesimError(
-                    f"{self.path}: holds samples of another {name} ({self.header.get(name)}, here {header[name]}); "
-                    "name another file with --out"
-                )
-        self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
-
-    def append(self, line: Line) -> None:
-        """Write one line, whole or not at all.
-
-        Raises
-        ------
-        MoesimError
-            The disk is full or gone; finished samples are kept.
-        """
-        self._write(line)
-        self.lines.append(line)
-
-    def _write(self, line: Line) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as fault:
-            os.truncate(self.path, end)
-            raise MoesimError(
-                f"{self.path}: {fault.strerror}; the {len(self.lines)} finished samples are kept. "
-                "Make room and run the same command again: it goes on from there"
-            ) from None
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
-    def __enter__(self) -> Writer:
-        """Return the writer itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Let go of the file."""
-        self.close()

@@ -19,8 +19,9 @@ from moesim.ground.errors import MoesimError
 from .machine import Clocks, Speed
 from .operation import Operation
 from .pieces.bench import Bench, Inputs
-from .raw import Line, Writer, all_times, key_of, quantile, spread
+from .raw import Line, all_times, key_of, quantile, spread
 from .timing import Timing, timed
+from .writer import Writer
 
 VISITS = 3
 """Times that a point is measured afresh, minutes apart, where the budget allows: drift must show as spread."""

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moesim.calibrate.points import Axis, design, rows_of
-from moesim.calibrate.raw import FORMAT, Writer, read
+from moesim.calibrate.raw import FORMAT, read
+from moesim.calibrate.writer import Writer
 
 from moesim.ground.errors import InputError, MoesimError
 

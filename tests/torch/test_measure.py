@@ -21,10 +21,11 @@ from moesim.calibrate.measure import main
 from moesim.calibrate.operation import Operation, bytes_of
 from moesim.calibrate.pieces.bench import Bench, Case, Pool
 from moesim.calibrate.points import Axis
-from moesim.calibrate.raw import FORMAT, Writer, read
+from moesim.calibrate.raw import FORMAT, read
 from moesim.calibrate.session import VISITS, Session, _rounds
 from moesim.calibrate.suite import suite
 from moesim.calibrate.timing import timed
+from moesim.calibrate.writer import Writer
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -1,0 +1,89 @@
+"""What `measure` was asked for, read from its command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from moesim.ground.errors import MoesimError
+from moesim.ground.units import parse
+
+GROUPS = {"kernels": 0.55, "collectives": 0.20, "memory": 0.08, "interference": 0.05, "compilation": 0.12}
+"""What is measured, in this order, and the share of the budget that each gets when all are."""
+MODULE = f"{__package__}.measure"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What was asked for.
+
+    Attributes
+    ----------
+    device : cpu or cuda
+    out : the raw file
+    budget : s, shared by the groups
+    only : groups or operations; empty for all
+    ranks : numbers of processes for collectives; empty for as many as the machine suggests
+    points : per operation that asks for 64
+    longest : s, of the largest point; None for what suits the device
+    """
+
+    device: str
+    out: Path
+    budget: float
+    only: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    points: int = 64
+    longest: float | None = None
+
+    def arguments(self) -> list[str]:
+        """Return them as words of a command line."""
+        words = ["--device", self.device, "--out", str(self.out), "--budget", f"{self.budget} s"]
+        words += ["--points", str(self.points)] + (["--longest", f"{self.longest} s"] if self.longest else [])
+        return words + (["--only", ",".join(self.only)] if self.only else [])
+
+
+def settings_of(words: Sequence[str] | None) -> Settings:
+    """Read the command line.
+
+    Raises
+    ------
+    MoesimError
+        torch is missing, there is no such device, or a value is none.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Measure this machine; write raw samples.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--out", type=Path, help="raw samples, JSON lines; default: DEVICE.jsonl")
+    parser.add_argument("--budget", default="5 min", help="time for everything (default: 5 min)")
+    parser.add_argument("--only", default="", help=f"groups ({', '.join(GROUPS)}) or operations, with commas")
+    parser.add_argument("--ranks", default="", help="numbers of processes for collectives, with commas")
+    parser.add_argument("--points", type=int, default=64, help="points per operation, about (default: 64)")
+    parser.add_argument("--longest", help="time of the largest point, about (default: 50 ms on a CPU, 10 ms on a gpu)")
+    given = parser.parse_args(words)
+    if find_spec("torch") is None:
+        raise MoesimError("measuring needs torch; install it with `pip install 'moesim[torch]'`")
+    device = given.device or _default_device()
+    return Settings(
+        device=device,
+        out=given.out or Path(f"{device}.jsonl"),
+        budget=parse(given.budget, "s"),
+        only=tuple(name for name in given.only.split(",") if name),
+        ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
+        points=max(given.points, 1),
+        longest=parse(given.longest, "s") if given.longest else None,
+    )
+
+
+def _whole(number: str) -> int:
+    if not number.isdigit() or int(number) < 2:
+        raise MoesimError(f"--ranks: `{number}` is not a number of processes; name two or more, as in --ranks 2,4")
+    return int(number)
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
