@@ -161,6 +161,14 @@ class TestLaw:
         found = np.array([np.mean(drawn[:, list(each)].all(axis=1)) for each in sets])
         assert within(found, chance, np.sqrt(chance * (1 - chance)), number)
 
+    @pytest.mark.parametrize("tokens", [[1] * 2000, [33, *[1] * 1999]])
+    def test_few_tokens_and_many_follow_one_law(self, tokens):
+        # Drawn one by one, and down the tree: the same means and variances.
+        weights = rng(5).lognormal(sigma=1.0, size=(1, 6))
+        drawn = law(weights, 3).counts(np.array(tokens), rng(3))[0, 1:]
+        chance = law(weights, 3).inclusion()[0]
+        assert within(drawn.mean(axis=0), chance, np.sqrt(chance * (1 - chance)), 1999)
+
     @pytest.mark.parametrize("sizes", [(6, 3, 1, 1), (6, 3, 3, 2), (5, 4, 1, 1)])
     def test_free_choices_follow_the_law_of_all_sets(self, sizes):
         weights, number = rng(5).lognormal(sigma=1.0, size=sizes[0]), 40_000
@@ -365,7 +373,7 @@ class TestMoved:
             assert limits.allow(chosen).all()
 
     def test_no_token_is_favored(self):
-        counts, number = np.array([[2, 3, 1, 4, 2]]), 4000
+        counts, number = np.array([[2, 3, 1, 4, 2]]), 1000
         limits = Limits(experts=5, topk=3, groups=1, group_topk=1)
         taken = np.zeros((4, 5))
         for seed in range(number):

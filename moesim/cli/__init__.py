@@ -16,6 +16,7 @@ app = App(
 )
 app.command("moesim.cli.planning:optimize", help="Rank every plan of a scenario's space and show the best.")
 app.command("moesim.cli.planning:estimate", help="Estimate one plan: its step by named parts, its memory, a verdict.")
+app.command("moesim.cli.routing:app", name="routing", help="Describe how tokens spread over experts.")
 app.command(
     "moesim.cli.simulating:simulate", help="Simulate one plan under its requests: percentiles, queues, goodput."
 )
