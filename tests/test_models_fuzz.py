@@ -126,3 +126,33 @@ def test_a_missing_field_of_a_layer_is_never_filled_in(name, tmp_path):
         file.write_text(yaml.safe_dump(damaged(whole, path, None, remove=True)))
         with pytest.raises(ModelError, match=r"is missing; give it|has no `kind`"):
             load(file)
+
+
+HOSTILE = [
+    ("deep.json", "[" * 100_000, "is nested more than 100 deep; close its brackets"),
+    ("deep.json", '{"a":' * 100_000 + "1" + "}" * 100_000, "is nested more than 100 deep; close its brackets"),
+    ("deep.yaml", "a: " + "[" * 100_000, "is nested more than 100 deep; close its brackets"),
+    ("dashes.yaml", "- " * 100_000 + "a", "is nested more than 100 deep; close its brackets"),
+    ("long.json", f'{{"hidden_size": {"9" * 5000}}}', "holds a value that cannot be read: Exceeds the limit"),
+    ("long.yaml", f"vocab: {'9' * 5000}", "holds a value that cannot be read: Exceeds the limit"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), HOSTILE)
+def test_a_file_made_to_crash_a_parser_is_refused(name, text, message, tmp_path):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ModelError) as refusal:
+        load(file)
+    assert str(refusal.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("mixtral", "num_hidden_layers"), ("kimi_k3", "num_hidden_layers"), ("nllb-moe", "encoder_layers")],
+)
+def test_a_depth_that_would_fill_the_memory_is_refused(kind, field, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIGS[ONE_OF_EACH[kind]] | {field: 10**15}))
+    with pytest.raises(ModelError, match=rf"{field}: 1000000000000000 layers; give at most 10000"):
+        load(file)

@@ -56,6 +56,8 @@ def read(file: Traversable, label: str = "", error: type[InputError] = InputErro
     """
     label = label or str(file)
     text = _text(file, label, error)
+    if _depth(text) > DEEPEST:
+        raise error(label, [Fault(path="", problem=f"is nested more than {DEEPEST} deep", remedy="close its brackets")])
     tree = _json(text, label, error) if file.name.endswith(".json") else _yaml(text, label, error)
     if tree is None:
         raise error(label, [Fault(path="", problem="is empty", remedy="write its fields as `name: value` lines")])
@@ -63,6 +65,22 @@ def read(file: Traversable, label: str = "", error: type[InputError] = InputErro
         remedy = "start the file with a field, as in `name: ...`"
         raise error(label, [Fault(path="", problem="holds no fields, only a bare value or a list", remedy=remedy)])
     return dict(tree)
+
+
+DEEPEST = 100
+"""Levels of brackets, or of dashes on one line, beyond which a file is refused: parsers crash on very deep ones."""
+
+_BRACKETS = re.compile(r"[\[{\]}]")
+_DASHES = re.compile(rf"(?:[-?] +){{{DEEPEST + 1},}}")
+
+
+def _depth(text: str) -> int:
+    """Count how deep brackets open, without looking at what is quoted; dashes in a row open as many levels."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return DEEPEST + 1 if _DASHES.search(text) else deepest
 
 
 def _text(file: Traversable, label: str, error: type[InputError]) -> str:
@@ -93,6 +111,13 @@ def _json(text: str, label: str, error: type[InputError]) -> Tree:
     except json.JSONDecodeError as flaw:
         problem = f"is not valid JSON at line {flaw.lineno}, column {flaw.colno}: {flaw.msg.lower()}"
         raise error(label, [Fault(path="", problem=problem)]) from None
+    except ValueError as flaw:
+        raise error(label, [_unreadable(flaw)]) from None
+
+
+def _unreadable(flaw: ValueError) -> Fault:
+    """Say what Python would not read, such as a number of thousands of digits."""
+    return Fault(path="", problem=f"holds a value that cannot be read: {str(flaw).partition(';')[0]}")
 
 
 class _Loader(yaml.CSafeLoader):
@@ -127,6 +152,8 @@ def _yaml(text: str, label: str, error: type[InputError]) -> Tree:
         raise error(label, [Fault(path="", problem=problem, remedy=_usual_cause(flaw))]) from None
     except yaml.YAMLError as flaw:
         raise error(label, [Fault(path="", problem=f"is not valid YAML: {str(flaw).splitlines()[0]}")]) from None
+    except ValueError as flaw:
+        raise error(label, [_unreadable(flaw)]) from None
 
 
 def _usual_cause(flaw: yaml.MarkedYAMLError) -> str:

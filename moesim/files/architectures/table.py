@@ -211,7 +211,7 @@ def _choice_faults(config: Architecture) -> Faults:
 
 def _kimi_faults(config: KimiLinear) -> Faults:
     named = sorted((*config.linear_attn_config.full_attn_layers, *config.linear_attn_config.kda_layers))
-    if named != list(range(1, config.num_hidden_layers + 1)):
+    if len(named) != config.num_hidden_layers or named != list(range(1, len(named) + 1)):
         problem = f"its two lists do not name each layer from 1 to {config.num_hidden_layers} once"
         yield "linear_attn_config", problem, "name every layer in `full_attn_layers` or `kda_layers`"
 
