@@ -3,11 +3,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from moesim.ground.showing import show_with
+
 if TYPE_CHECKING:
     from moesim.deployments.estimation import estimate
     from moesim.deployments.simulation import simulate
     from moesim.files.yaml import load_hardware, load_model, load_plan, load_scenario, load_study
     from moesim.search.optimization import optimize
+    from moesim.search.sweeping import sweep
 
 __all__ = [
     "estimate",
@@ -18,6 +21,7 @@ __all__ = [
     "load_study",
     "optimize",
     "simulate",
+    "sweep",
 ]
 
 __version__ = "0.1.0"
@@ -31,7 +35,10 @@ _HOMES = {
     "load_study": "moesim.files.yaml",
     "optimize": "moesim.search.optimization",
     "simulate": "moesim.deployments.simulation",
+    "sweep": "moesim.search.sweeping",
 }
+
+show_with("moesim.views.notebook")
 
 
 def __getattr__(name: str) -> object:

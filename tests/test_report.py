@@ -142,10 +142,18 @@ def test_lines_begin_at_zero() -> None:
 
 @pytest.mark.parametrize(
     ("value", "unit", "said"),
-    [(True, "", "True"), (1200, "", "1,200"), (0.5, "", "50.0%"), (math.nan, "s", "-"), (2e9, "B", "2.00 GB")],
+    [
+        (True, "", "True"),
+        (1200, None, "1,200"),
+        (0.5, "", "50.0%"),
+        (0.5, None, "0.5"),
+        (math.nan, "s", "-"),
+        (2e9, "B", "2.00 GB"),
+    ],
 )
-def test_cells_are_written_for_people(value: object, unit: str, said: str) -> None:
-    assert cell(value, unit) == said
+def test_cells_are_written_for_people(value: object, unit: str | None, said: str) -> None:
+    assert cell(value, "any", unit) == said
+    assert cell(16.0, "gpus", "") == "16"
 
 
 def answer(name: str = "A study", plans: int = 3) -> Answer:

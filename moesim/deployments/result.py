@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from moesim.ground.showing import Shown
 from moesim.ground.units import SourceKind
 from moesim.plans.plan import Plan
 
@@ -27,7 +28,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Result:
+class Result(Shown):
     """What a verb found out about one plan.
 
     Attributes

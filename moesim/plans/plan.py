@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from moesim.ground.showing import Shown
+
 Scalar = bool | int | float | str
 Setting = Scalar | tuple[Scalar, ...]
 
@@ -94,7 +96,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Shown):
     """A deployment: one or more pools, a router before them, spare nodes behind them."""
 
     pools: tuple[Pool, ...]

@@ -60,7 +60,7 @@ def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
         seed=seed,
         goal=study.goal,
         frontier=_axes(study, ranking.table),
-        headline=tuple(_headline(ranking)),
+        headline=tuple(headline(ranking)),
         certificate=_certificate(ranking.counts),
         tables=tables,
         plans=ranking.plans,
@@ -75,7 +75,8 @@ def _axes(study: Study, plans: pd.DataFrame) -> tuple[str, str]:
     return first, second
 
 
-def _headline(ranking: Ranking) -> Iterator[str]:
+def headline(ranking: Ranking) -> Iterator[str]:
+    """Say the verdict of a search in sentences, the first alone enough."""
     if ranking.best is None:
         yield "No plan fits."
         return

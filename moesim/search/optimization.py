@@ -18,6 +18,7 @@ from moesim.deployments.result import Result
 from moesim.deployments.summary import Deployments, Summary, estimated_metrics, misses, summarize
 from moesim.deployments.tables import with_units
 from moesim.ground.errors import Fault, PlanError, nearest
+from moesim.ground.showing import Shown
 from moesim.passes.footprint import Memory, describe
 from moesim.plans.plan import Plan, Policy, Pool, Space
 from moesim.policies.finding import make
@@ -46,7 +47,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ranking:
+class Ranking(Shown):
     """Plans in order of the goal, the best with its details, and what was left out and why.
 
     `table` has one row per shown plan; units by column in ``.attrs["units"]``. `unfit` lists an example of a layout

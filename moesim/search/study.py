@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moesim.ground.showing import Shown
 from moesim.plans.plan import Space
 from moesim.world.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
+class Study(Shown):
     """A scenario with a goal.
 
     Attributes

@@ -72,10 +72,15 @@ def number(value: float, unit: str) -> str:
     return show(value, unit) if unit else f"{value:.1%}"
 
 
-def cell(value: Any, unit: str) -> str:
-    """Write one value of a table: words and whole numbers as they are, other numbers by their unit."""
+def metric_value(value: float, metric: str, unit: str) -> str:
+    """Write a value of a metric; gpus are the one that is counted."""
+    return f"{value:,.0f}" if metric == "gpus" and math.isfinite(value) else number(value, unit)
+
+
+def cell(value: Any, metric: str, unit: str | None) -> str:
+    """Write one value of a table: quantities by their unit, words and numbers without one as they are."""
     if isinstance(value, float):
-        return number(value, unit)
+        return f"{value:g}" if unit is None else metric_value(value, metric, unit)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -87,7 +92,7 @@ def table(frame: pd.DataFrame, *, leave_out: Sequence[str] = ()) -> str:
     head = "".join(
         f"<th{side}>{escape(HEADINGS.get(name, str(name)))}</th>" for name, side in zip(names, sides, strict=True)
     )
-    columns = [[escape(cell(value, units.get(name, ""))) for value in frame[name].tolist()] for name in names]
+    columns = [[escape(cell(value, name, units.get(name))) for value in frame[name].tolist()] for name in names]
     rows = "".join(
         "<tr>" + "".join(f"<td{side}>{words}</td>" for words, side in zip(row, sides, strict=True)) + "</tr>"
         for row in zip(*columns, strict=True)

@@ -10,7 +10,18 @@ from moesim.deployments.metrics import METRICS
 from moesim.ground.units import show
 from moesim.search.answer import Answer
 from moesim.views.charts import Dots, Quantity, Span, gantt, scatter, stacked_bars
-from moesim.views.page import HEADINGS, document, facts, figure, heading, number, paragraph, section, table
+from moesim.views.page import (
+    HEADINGS,
+    document,
+    facts,
+    figure,
+    heading,
+    metric_value,
+    number,
+    paragraph,
+    section,
+    table,
+)
 
 MEANINGS: Mapping[str, str] = {
     "considered": "plans of the space: layouts times numbers of replicas",
@@ -71,13 +82,8 @@ _FIRST = ("throughput", "throughput_per_gpu", "ttft", "tpot", "step", "price_per
 
 def _interval(metric: str, low: float, mid: float, high: float, unit: str) -> str:
     """Write a metric's middle, and its band where there is one."""
-    middle = _value(mid, metric, unit)
-    return f"{middle} ({_value(low, metric, unit)} to {_value(high, metric, unit)})" if low < high else middle
-
-
-def _value(value: float, metric: str, unit: str) -> str:
-    """Write a value of a metric; gpus are the one that is counted."""
-    return f"{value:,.0f}" if metric == "gpus" else number(value, unit)
+    least, middle, most = (metric_value(value, metric, unit) for value in (low, mid, high))
+    return f"{middle} ({least} to {most})" if low < high else middle
 
 
 def _ranking_note(answer: Answer) -> str:

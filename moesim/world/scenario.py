@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from moesim.ground.showing import Shown
 from moesim.ground.units import Bytes, Seconds, Source
 from moesim.world.framework import Framework
 from moesim.world.hardware import Hardware
@@ -24,7 +25,7 @@ class Failures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
+class Scenario(Shown):
     """The world a plan is judged in; one scenario serves all plans.
 
     `sources` maps the dotted path of a number in the scenario's files to where it came from.
