@@ -101,7 +101,7 @@ def _value(value: Any, hint: Any, sourcing: Sourcing, path: str) -> Tree:
         case None:
             return "none"
         case bool() | str():
-            return value
+            return sourcing.number(path, value) if path in sourcing.known else value
         case Source():
             return sourcing.key(value)
         case tuple() | list():
