@@ -110,7 +110,7 @@ def test_the_training_example_loads():
 def test_a_small_file_has_the_usual_rest(tmp_path):
     study = study_of(tmp_path, SMALL)
     assert isinstance(study.scenario.routing, Balanced)  # a dense model has nothing to route
-    assert study.scenario.hardware.offers[0].rent == 0
+    assert study.scenario.hardware.offers[0].rent * 3600 == pytest.approx(3.50)  # the dated price that ships
     assert study.scenario.workload.requests.arrivals.concurrency == 64
     assert study.scenario.workload.targets == ()
     assert study.scenario.failures.interval == 0

@@ -37,7 +37,7 @@ def test_the_graph_of_an_hgx_node_has_its_parts():
     drawn = graph(hardware.offers[0], hardware.fabric, 2)
     kinds = [kind for _, kind in drawn.nodes(data="kind")]
     counted = {kind: kinds.count(kind) for kind in ("gpu", "switch", "host", "disk", "nic", "leaf", "spine")}
-    assert counted == {"gpu": 16, "switch": 2, "host": 2, "disk": 2, "nic": 16, "leaf": 1, "spine": 1}
+    assert counted == {"gpu": 16, "switch": 2, "host": 4, "disk": 2, "nic": 16, "leaf": 1, "spine": 1}
 
 
 def test_a_link_narrowed_by_hand_is_what_its_tier_becomes():

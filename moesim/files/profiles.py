@@ -1,4 +1,4 @@
-"""Hardware profiles: devices, nodes and fabrics by name or file, put together into what is on offer."""
+"""Hardware profiles: devices, nodes and fabrics, by name or file."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moesim.files.checked import Readers, Rules, by_name, check, not_positive, refuse, shown
+from moesim.files.checked import Rules, by_name, check, not_positive, refuse, shown
+from moesim.files.fits import FITS, by_key, fit_faults, load_fits
 from moesim.files.sources import Split, split
 from moesim.files.trees import Tree, names_under, packaged, read
 from moesim.ground.errors import Fault, ProfileError, nearest
 from moesim.ground.units import Source, weakest
 from moesim.world.formats import BITS
-from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Hardware, Node, Offer, Tier
+from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Node, Tier
 
 PROFILES = "moesim.hardware_profiles"
 FOLDERS: Mapping[str, str] = {"device": "", "node": "nodes", "fabric": "fabrics"}
 """Where each kind of profile lies: devices by vendor, nodes and fabrics in folders of their own."""
 
 DTYPES = tuple(BITS)
-FITS = "fits"
-"""The part of a device that names its sources in its own way, and the folder of what was fitted for built-in ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +32,6 @@ class Fabric:
 
     name: str
     tiers: tuple[Tier, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fits:
-    fits: Mapping[str, Fit]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +73,48 @@ def load_profile(kind: str, name: str, folder: Path | None = None) -> Sourced:
         problem = f"no {kind} is called `{name}`"
         raise ProfileError(name, [Fault(path="", problem=problem, remedy=nearest(name, profile_names(kind)))])
     return _built_in(kind, name)
+
+
+def find_profile(name: str) -> tuple[str, Sourced]:
+    """Load a node, a device or a fabric, whichever is called so, or whichever a file holds; says which it is.
+
+    Raises
+    ------
+    ProfileError
+        Nothing is called so, the file says not what it is, or it has faults.
+    """
+    if _is_path(name):
+        kind = _kind_of(read(Path(name), name, ProfileError), name)
+        return kind, load_profile(kind, name)
+    kind = next((kind for kind in _SOUGHT if name in profile_names(kind)), "")
+    if not kind:
+        known = [known for kind in _SOUGHT for known in profile_names(kind)]
+        near = nearest(name, [other for other in known if name and name in other] or known)
+        raise ProfileError(name, [Fault(path="", problem="no device, node or fabric is called so", remedy=near)])
+    return kind, load_profile(kind, name)
+
+
+_SOUGHT = ("node", "device", "fabric")
+"""A node comes before the device of the same name, which it shows, too."""
+
+
+def _kind_of(tree: Mapping[str, Tree], file: str) -> str:
+    """Tell what a file describes by a field that only such a file has; one that is like another, by that one."""
+    if "like" in tree and tree["like"] in profile_names("device"):
+        return "device"
+    marks = {
+        "flop_rate": "device",
+        "processors": "device",
+        "gpus": "node",
+        "device": "node",
+        "tiers": "fabric",
+        "like": "node",
+    }
+    kind = next((kind for mark, kind in marks.items() if mark in tree), "")
+    if not kind:
+        remedy = "a device has a `flop_rate`, a node `gpus`, a fabric `tiers`"
+        raise ProfileError(file, [Fault(path="", problem="is neither a device nor a node nor a fabric", remedy=remedy)])
+    return kind
 
 
 @lru_cache(maxsize=256)
@@ -152,37 +188,11 @@ def _file(kind: str, name: str) -> str:
 def _with_fits(found: Sourced) -> Sourced:
     """Add what was fitted for a built-in device, which lies in a file of its own; a key of the device's file stays."""
     device: Device = found.profile
-    if device.name not in fitted_names():
+    file = packaged(PROFILES).joinpath(FITS, f"{device.name}.yaml")
+    if not file.is_file():
         return found
-    fits = load_fits(
-        packaged(PROFILES).joinpath(f"{FITS}/{device.name}.yaml"), f"hardware_profiles/{FITS}/{device.name}.yaml"
-    )
+    fits = load_fits(file, f"hardware_profiles/{FITS}/{device.name}.yaml")
     return replace(found, profile=replace(device, fits=MappingProxyType({**fits, **device.fits})))
-
-
-def fitted_names() -> tuple[str, ...]:
-    """List the built-in devices that something was fitted for."""
-    folder = packaged(PROFILES).joinpath(FITS)
-    return names_under(folder) if folder.is_dir() else ()
-
-
-def load_fits(file: Traversable, label: str) -> Mapping[str, Fit]:
-    """Load a file of fits: ``fits`` by key "operation/dtype/kernel", each naming an entry of the file's ``sources``.
-
-    Raises
-    ------
-    ProfileError
-        No such file, or one with faults.
-    """
-    parts = split(read(file, label, ProfileError), label, bare=(FITS,))
-    rules: Rules = {Fit: _fit_faults}
-    return check(
-        _Fits, parts.plain, label, error=ProfileError, readers=_by_key(parts, label), rules=rules, also=parts.faults
-    ).fits
-
-
-def _by_key(parts: Split, file: str) -> Readers:
-    return {Source: lambda key: _source(key, parts.table, file)}
 
 
 def _made_device(parts: Split, file: str) -> Sourced:
@@ -191,17 +201,11 @@ def _made_device(parts: Split, file: str) -> Sourced:
         parts.plain,
         file,
         error=ProfileError,
-        readers=_by_key(parts, file),
-        rules={Device: _device_faults, Fit: _fit_faults},
+        readers=by_key(parts, file),
+        rules={Device: _device_faults, Fit: fit_faults},
         also=parts.faults,
     )
     return Sourced(profile=device, sources=parts.sources)
-
-
-def _source(key: Tree, table: Mapping[str, Source], file: str) -> Source:
-    if str(key) not in table:
-        raise refuse(file, f"no source is called `{key}`", nearest(str(key), table))
-    return table[str(key)]
 
 
 def _device_faults(device: Device) -> Iterator[tuple[str, str, str]]:
@@ -213,23 +217,18 @@ def _device_faults(device: Device) -> Iterator[tuple[str, str, str]]:
             yield f"flop_rate.{dtype}", "unknown dtype", nearest(dtype, DTYPES)
 
 
-def _fit_faults(fit: Fit) -> Iterator[tuple[str, str, str]]:
-    for name, (low, high) in fit.box.items():
-        if low > high:
-            yield f"box.{name}", f"{low} is above {high}", "give the smallest value first"
-
-
 def _node(tree: dict[str, Tree], file: str, folder: Path | None) -> Sourced:
-    return _made_node(_completed("node", tree, file, folder), file, folder)
+    return made_node(_completed("node", tree, file, folder), file, folder)
 
 
-def _made_node(parts: Split, file: str, folder: Path | None) -> Sourced:
+def made_node(parts: Split, file: str, folder: Path | None) -> Sourced:
+    """Make a node of a split tree; its device is named or written out in place."""
     _fill_memory_tiers(parts.plain)
     devices: list[Sourced] = []
 
     def device(value: Tree) -> Device:
         inline = isinstance(value, Mapping)
-        devices.append(_made_device(_within(parts, value), file) if inline else _named("device", value, file, folder))
+        devices.append(_made_device(within(parts, value), file) if inline else named("device", value, file, folder))
         found: Device = devices[-1].profile
         return found
 
@@ -246,12 +245,13 @@ def _made_node(parts: Split, file: str, folder: Path | None) -> Sourced:
     return Sourced(profile=node, sources={**parts.sources, **inner})
 
 
-def _within(parts: Split, section: Mapping[str, Tree]) -> Split:
+def within(parts: Split, section: Mapping[str, Tree]) -> Split:
     """Take a section out of a split tree, which keeps the sources of its numbers for itself."""
     return Split(plain=dict(section), sources={}, faults=(), table=parts.table)
 
 
-def _named(kind: str, name: Tree, file: str, folder: Path | None) -> Sourced:
+def named(kind: str, name: Tree, file: str, folder: Path | None) -> Sourced:
+    """Load a profile that a file names; that there is none is the fault of that file."""
     if not isinstance(name, str):
         raise refuse(file, f"{shown(name)} is not a name", "name a built-in profile or the path of a YAML file")
     return by_name(file, name, lambda: load_profile(kind, name, folder))
@@ -287,65 +287,8 @@ def _order_faults(tiers: Iterable[Tier]) -> Iterator[tuple[str, str, str]]:
 
 def _fabric(tree: dict[str, Tree], file: str, _: Path | None) -> Sourced:
     parts = split(tree, file)
-    fabric = check(Fabric, parts.plain, file, error=ProfileError, rules=_FABRIC_RULES, also=parts.faults)
+    fabric = check(Fabric, parts.plain, file, error=ProfileError, rules=FABRIC_RULES, also=parts.faults)
     return Sourced(profile=fabric, sources=parts.sources)
 
 
-_FABRIC_RULES: Rules = {Tier: _tier_faults, Fabric: lambda fabric: _order_faults(fabric.tiers)}
-
-
-def read_hardware(tree: Tree, file: str, folder: Path) -> Sourced:
-    """Read a ``hardware`` section: offers with prices, the fabric between nodes, and sources.
-
-    Nodes, their devices and the fabric are named, or written out in place with the section's own ``sources``. Numbers
-    are called ``offers.<node>.rent``, ``offers.<node>.node.device.memory``, ``fabric.<tier>.bandwidth``.
-
-    Raises
-    ------
-    InputError
-        With every fault; paths are relative to the section, except those found in other files.
-    """
-    if not isinstance(tree, Mapping):
-        raise refuse(file, f"{shown(tree)} is not a section", "give its `offers`, `fabric` and `sources`")
-    parts = split(tree, file, bare=("max_nodes", FITS))
-    sources = dict(parts.sources)
-
-    def node(value: Tree) -> Node:
-        inline = isinstance(value, Mapping)
-        found = _made_node(_within(parts, value), file, folder) if inline else _named("node", value, file, folder)
-        sources.update({f"offers.{found.profile.name}.node.{path}": source for path, source in found.sources.items()})
-        made: Node = found.profile
-        return made
-
-    def fabric(value: Tree) -> tuple[Tier, ...]:
-        if isinstance(value, list):
-            return check(Fabric, {"name": "fabric", "tiers": value}, file, rules=_FABRIC_RULES).tiers
-        found = _named("fabric", value, file, folder)
-        sources.update({f"fabric.{path.removeprefix('tiers.')}": source for path, source in found.sources.items()})
-        made: tuple[Tier, ...] = found.profile.tiers
-        return made
-
-    readers: Readers = {Node: node, tuple[Tier, ...]: fabric}
-    rules = {Offer: lambda offer: not_positive(offer, "max_nodes"), Hardware: _hardware_faults}
-    hardware = check(Hardware, parts.plain, file, readers=readers, rules=rules, also=parts.faults)
-    return Sourced(profile=hardware, sources=sources)
-
-
-def _hardware_faults(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
-    if not hardware.offers:
-        yield "offers", "names no node", "offer at least one, as in `{node: nvidia/hgx-h200, max_nodes: 8}`"
-    seen: set[str] = set()
-    for number, offer in enumerate(hardware.offers):
-        if offer.node.name in seen:
-            yield f"offers.{number}.node", f"`{offer.node.name}` is offered twice", "join the two offers"
-        seen.add(offer.node.name)
-    yield from _reach_faults(hardware)
-
-
-def _reach_faults(hardware: Hardware) -> Iterator[tuple[str, str, str]]:
-    for number, offer in enumerate(hardware.offers):
-        gpus = offer.max_nodes * offer.node.gpus
-        reached = max((tier.ranks for tier in hardware.fabric), default=offer.node.gpus)
-        if gpus > reached:
-            problem = f"{offer.max_nodes} nodes have {gpus} gpus, and the fabric reaches {reached}"
-            yield f"offers.{number}.max_nodes", problem, "offer fewer nodes or choose a larger fabric"
+FABRIC_RULES: Rules = {Tier: _tier_faults, Fabric: lambda fabric: _order_faults(fabric.tiers)}

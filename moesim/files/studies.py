@@ -11,7 +11,7 @@ from moesim.deployments.metrics import METRICS, PERCENTILES
 from moesim.files import models
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
 from moesim.files.frameworks import built_in_frameworks, load_framework, read_framework
-from moesim.files.profiles import read_hardware
+from moesim.files.offers import read_hardware
 from moesim.files.routings import make_routing, read_routing
 from moesim.files.spaces import read_space
 from moesim.files.trees import Tree
@@ -50,8 +50,9 @@ class _File:
 class _Sections:
     """Reads the sections of one file, keeping what later sections and the scenario need of them."""
 
-    def __init__(self, file: str, folder: Path, *, built_in: bool) -> None:
+    def __init__(self, file: str, folder: Path, *, built_in: bool, priced: bool) -> None:
         self.file = file
+        self.priced = priced
         self.folder = folder
         self.sources: dict[str, Source] = {}
         self.frameworks: dict[str, Framework] = {}
@@ -88,7 +89,7 @@ class _Sections:
 
     def hardware(self, tree: Tree) -> Hardware:
         """Read what is on offer."""
-        found = read_hardware(tree, self.file, self.folder)
+        found = read_hardware(tree, self.file, self.folder, priced=self.priced)
         self.sources.update({f"hardware.{path}": source for path, source in found.sources.items()})
         hardware: Hardware = found.profile
         self.nodes += [offer.node.name for offer in hardware.offers]
@@ -154,7 +155,8 @@ def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
     InputError
         With every fault of the file.
     """
-    sections = _Sections(file, folder, built_in=not isinstance(tree.get("frameworks"), Mapping))
+    priced = str(tree.get("goal")).startswith("price")
+    sections = _Sections(file, folder, built_in=not isinstance(tree.get("frameworks"), Mapping), priced=priced)
     found = check(_File, tree, file, readers=sections.readers(), rules={_File: _file_faults})
     scenario = Scenario(
         name=found.name,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from moesim.files import models
+from moesim.files.offers import read_hardware
 from moesim.files.plans import plan_tree, read_plan
-from moesim.files.profiles import load_profile, read_hardware
+from moesim.files.profiles import load_profile
 from moesim.files.resolved import scenario_tree, study_tree
 from moesim.files.studies import read_study
 from moesim.files.trees import read, write

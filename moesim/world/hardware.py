@@ -99,12 +99,22 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A node type that may be had: at most how many, and at what price per gpu (0 = already owned)."""
+    """A node type that may be had: at most how many, and at what price per gpu (0 = already owned).
+
+    `rent_low` and `rent_high` are the ends of what is asked for it; 0 = no more is known than `rent`.
+    """
 
     node: Node
     max_nodes: int
     rent: DollarsPerSecond = 0.0
     buy: Dollars = 0.0
+    rent_low: DollarsPerSecond = 0.0
+    rent_high: DollarsPerSecond = 0.0
+
+    @property
+    def rent_band(self) -> tuple[DollarsPerSecond, DollarsPerSecond]:
+        """Lowest and highest rent asked."""
+        return self.rent_low or self.rent, self.rent_high or self.rent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,34 +176,35 @@ def graph(offer: Offer, fabric: tuple[Tier, ...], nodes: int) -> nx.Graph[str]:
     Returns
     -------
     networkx.Graph
-        Vertices carry ``kind`` (gpu, switch, host, disk, nic, leaf, spine) and, on gpus, ``number``. Edges carry
-        ``tier``, ``bandwidth`` (bytes per second, one direction), ``latency`` (seconds, of the whole hop) and
-        ``sharers``. `tiers` reduces the graph to the rows it was drawn from.
+        Vertices carry ``kind`` (gpu, switch, port, host, disk, nic, leaf, spine), ``tier`` and, on gpus, ``number``.
+        Edges carry ``tier``, ``bandwidth`` (bytes per second, one direction), ``latency`` (seconds, of the whole hop)
+        and ``sharers``. `tiers` reduces the graph to the rows it was drawn from.
     """
     drawn: nx.Graph[str] = nx.Graph(name=offer.node.name, gpus_per_node=offer.node.gpus)
     total = nodes * offer.node.gpus
     for gpu in range(total):
-        drawn.add_node(f"gpu{gpu}", kind="gpu", number=gpu)
+        drawn.add_node(f"gpu{gpu}", kind="gpu", number=gpu, tier="")
     for tier in offer.node.tiers:
-        _draw_node_tier(drawn, tier, total, offer.node.gpus)
+        _draw_node_tier(drawn, tier, total, offer.node)
     for level, tier in enumerate(fabric):
         _draw_fabric_tier(drawn, tier, level, total)
     return drawn
 
 
-def _draw_node_tier(drawn: nx.Graph[str], tier: Tier, total: int, gpus: int) -> None:
-    """Join each gpu to the switch of its block, or through the link it shares to its host."""
+def _draw_node_tier(drawn: nx.Graph[str], tier: Tier, total: int, box: Node) -> None:
+    """Join each gpu to the switch of its block, or through the link it shares to its memory domain or drives."""
     for gpu in range(total):
-        node = gpu // gpus
+        node = gpu // box.gpus
         if tier.name in MEMORY_TIERS:
-            hub, kind = f"{tier.name}{node}", tier.name
+            domains = box.numa if tier.name == "host" else 1
+            hub, kind = f"{tier.name}{gpu * domains // box.gpus}", tier.name
         else:
             hub, kind = f"{tier.name}-switch{gpu // tier.ranks}", "switch"
-        drawn.add_node(hub, kind=kind, node=node)
+        drawn.add_node(hub, kind=kind, node=node, tier=tier.name)
         near = f"gpu{gpu}"
         if tier.sharers > 1:
             port = f"{tier.name}-port{gpu // tier.sharers}"
-            drawn.add_node(port, kind="port")
+            drawn.add_node(port, kind="port", tier=tier.name)
             drawn.add_edge(near, port, **_edge(tier))
             near = port
         drawn.add_edge(near, hub, **_edge(tier))
@@ -203,9 +214,9 @@ def _draw_fabric_tier(drawn: nx.Graph[str], tier: Tier, level: int, total: int) 
     """Join network cards to leaves (the first fabric tier), and leaves to spines (the tiers above)."""
     for gpu in range(total):
         card = f"nic{gpu // tier.sharers}"
-        drawn.add_node(card, kind="nic")
+        drawn.add_node(card, kind="nic", tier="card")
         hub = f"{tier.name}{gpu // tier.ranks}"
-        drawn.add_node(hub, kind="leaf" if level == 0 else "spine")
+        drawn.add_node(hub, kind="leaf" if level == 0 else "spine", tier=tier.name)
         drawn.add_edge(f"gpu{gpu}", card, tier="card", bandwidth=tier.bandwidth, latency=0.0, sharers=1, ranks=1)
         drawn.add_edge(card, hub, **_edge(tier))
 
