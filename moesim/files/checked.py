@@ -8,13 +8,22 @@ name what is wrong with a record whose fields are each right (a degree that does
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import lru_cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from moesim.files.trees import Tree
@@ -71,10 +80,11 @@ def check(
     InputError
         With every fault found.
     """
-    kept = tuple((rules or {}).items())
-    adapter = _made(kind, file, readers, kept, only_known) if readers else _kept(cast(Any, kind), kept, only_known)
+    reading = _Reading(file=file, readers=readers or {}, rules=rules or {})
     try:
-        made = adapter.validate_python(tree)
+        made = _adapter(cast(Hashable, kind), frozenset(reading.readers), only_known).validate_python(
+            tree, context=reading
+        )
     except ValidationError as flaw:
         found = [fault for detail in flaw.errors() for fault in _faults(detail, kind)]
         unknown = {fault.path for fault in found if fault.problem == UNKNOWN_FIELD}
@@ -82,19 +92,6 @@ def check(
     if also:
         raise error(file, also)
     return cast(T, made)
-
-
-def _made(
-    kind: type, file: str, readers: Readers, rules: tuple[tuple[type, Rule], ...], only_known: bool
-) -> TypeAdapter[Any]:
-    """Translate a dataclass into what pydantic checks."""
-    return TypeAdapter(_Edge(file, readers, dict(rules), only_known).of(kind))
-
-
-@lru_cache(maxsize=256)
-def _kept(kind: type, rules: tuple[tuple[type, Rule], ...], only_known: bool) -> TypeAdapter[Any]:
-    """Translate a dataclass once: without readers, which name the file they read, it is the same for every file."""
-    return _made(kind, "", {}, rules, only_known)
 
 
 def refuse(file: str, problem: str, remedy: str = "", path: str = "") -> InputError:
@@ -148,18 +145,31 @@ def gather(file: str, items: Iterable[tuple[K, Tree]], read: Callable[[K, Tree],
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What one file is read with; pydantic hands it to every reader and rule."""
+
+    file: str
+    readers: Readers
+    rules: Rules
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: Hashable, read_apart: frozenset[Any], only_known: bool) -> TypeAdapter[Any]:
+    """Translate a type once for all files in which the same types and fields have readers of their own."""
+    return TypeAdapter(_Edge(read_apart, only_known).of(kind))
+
+
 class _Edge:
     """Translates annotations into what pydantic checks."""
 
-    def __init__(self, file: str, readers: Readers, rules: Rules, only_known: bool) -> None:
-        self.file = file
-        self.readers = readers
-        self.rules = rules
+    def __init__(self, read_apart: frozenset[Any], only_known: bool) -> None:
+        self.read_apart = read_apart
         self.config = ConfigDict(extra="forbid" if only_known else "ignore", arbitrary_types_allowed=True)
 
     def of(self, hint: Any) -> Any:
-        if hint in self.readers:
-            return _leaf(_reading(self.readers[hint], self.file))
+        if hint in self.read_apart:
+            return _apart(hint)
         if hint in _LEAVES:
             return _leaf(_LEAVES[hint])
         if is_dataclass(hint):
@@ -185,17 +195,16 @@ class _Edge:
         wanted: dict[str, Any] = {}
         for field in fields(kind):
             needed = field.default is MISSING and field.default_factory is MISSING
-            reader = self.readers.get((kind, field.name))
-            edge = _leaf(_reading(reader, self.file)) if reader else self.of(hints[field.name])
+            apart = (kind, field.name) in self.read_apart
+            edge = _apart((kind, field.name)) if apart else self.of(hints[field.name])
             wanted[field.name] = (edge, ... if needed else None)
         shape = create_model(kind.__name__, __config__=self.config, **wanted)
         return Annotated[shape, AfterValidator(self.making(kind))]
 
-    def making(self, kind: type) -> Callable[[BaseModel], Any]:
-        rule = self.rules.get(kind)
-
-        def make(given: BaseModel) -> Any:
+    def making(self, kind: type) -> Callable[[BaseModel, ValidationInfo], Any]:
+        def make(given: BaseModel, info: ValidationInfo) -> Any:
             made = kind(**{name: getattr(given, name) for name in given.model_fields_set})
+            rule = _given(info).rules.get(kind)
             if rule and (broken := list(rule(made))):
                 raise _custom(Fault(path=field, problem=problem, remedy=remedy) for field, problem, remedy in broken)
             return made
@@ -211,20 +220,24 @@ def _leaf(read: Reader) -> Any:
     return Annotated[Any, PlainValidator(read)]
 
 
-def _reading(reader: Reader, file: str) -> Reader:
-    """Let a reader's refusal appear at its place in this file; faults of another file keep that file's name."""
+def _given(info: ValidationInfo) -> _Reading:
+    return cast(_Reading, info.context)
 
-    def read(value: Tree) -> Any:
+
+def _apart(key: Any) -> Any:
+    """Read with the file's own reader, whose refusal appears at its place; other files keep their faults and name."""
+
+    def read(value: Tree, info: ValidationInfo) -> Any:
         if value is None:
             raise _no_value()
         try:
-            return reader(value)
+            return _given(info).readers[key](value)
         except InputError as refusal:
-            if refusal.file == file:
+            if refusal.file == _given(info).file:
                 raise _custom(refusal.faults) from None
             raise _custom(Fault(path="", problem=f"in {refusal.file}: {fault}") for fault in refusal.faults) from None
 
-    return read
+    return Annotated[Any, PlainValidator(read)]
 
 
 def _no_value() -> PydanticCustomError:
