@@ -81,6 +81,66 @@ def test_block_fp8_is_told_from_plain_fp8():
     assert (kept["experts"], kept["attention"], kept["dense"]) == ("fp8", "bf16", "fp8")
 
 
+GROUP = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}}}
+
+
+@pytest.mark.parametrize(
+    ("section", "experts", "attention", "dense"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, "int4_128", "int4_128", "int4_128"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "int8", "int8", "int8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", "nvfp4", "nvfp4"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "NVFP4", "exclude_modules": ["*self_attn*"]},
+            "nvfp4",
+            "bf16",
+            "nvfp4",
+        ),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "fp8", "fp8", "fp8"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["re:.*self_attn.*"]} | GROUP,
+            "int4",
+            "bf16",
+            "int4",
+        ),
+        (  # an indexer's norm is kept, which says nothing of attention's own matrices
+            {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.7.self_attn.indexer.k_norm", "lm_head"]},
+            "fp8",
+            "fp8",
+            "fp8",
+        ),
+        (
+            {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.3.mlp.shared_experts"]},
+            "fp8",
+            "fp8",
+            "bf16",
+        ),
+    ],
+)
+def test_formats_of_quantized_releases(section, experts, attention, dense):
+    formats = read_config(MIXTRAL | {"quantization_config": section}, "mine", "config.json").dtype_of
+    assert (formats["experts"], formats["attention"], formats["dense"]) == (experts, attention, dense)
+    assert (formats["embedding"], formats["kv"]) == ("bf16", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": 64},
+            "group_size: 4 bits in groups of 64 are unknown; known: 8 bits, and 4 bits in groups of 32, 128",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP5"}, "quant_algo: `NVFP5` is unknown; did you mean `NVFP4`?"),
+        (
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+            "config_groups: has no group with `weights`; give their bits and group size",
+        ),
+    ],
+)
+def test_an_unknown_format_is_refused(section, message):
+    assert fields_of(MIXTRAL | {"quantization_config": section}) == f"config.json: quantization_config.{message}"
+
+
 def test_an_unknown_architecture_names_its_fields():
     message = fields_of({"model_type": "mixtrall", "hidden_size": 12, "num_experts": 3, "norm_topk_prob": True})
     assert message == (
