@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moesim.deployments.tables import with_units
 from moesim.search.answer import Answer
-from moesim.views.charts import OTHERS, WIDTH, Dots, Quantity, Span, gantt, lines, scatter, stacked_bars
+from moesim.views.charts import OTHERS, WIDTH, Dots, Quantity, Span, gantt, lines, main_kinds, scatter, stacked_bars
 from moesim.views.page import cell, fragment, number, table
 from moesim.views.report import report
 from moesim.views.svg import Scale, element, log_ticks, nice_ticks, text, tip
@@ -124,13 +124,22 @@ def test_a_gantt_puts_spans_on_their_rows() -> None:
         Span(row="comm", kind="combine", begin=2.0, end=3.0, words="combine"),
         Span(row="compute", kind="experts", begin=3.0, end=4.0, words="more"),
     ]
-    marks = colored(gantt(spans, PLAIN))[2:]
+    marks = colored(gantt(spans, PLAIN, main_kinds(spans)))[2:]
     tops = [mark.get("y") for mark in marks]
     assert tops[0] == tops[2] != tops[1]
     begins = [float(mark.get("x", 0)) for mark in marks]
     ends = [begin + float(mark.get("width", 0)) for begin, mark in zip(begins, marks, strict=True)]
     assert ends[0] == pytest.approx(begins[1], abs=0.02)
     assert ends[1] == pytest.approx(begins[2], abs=0.02)
+
+
+def test_a_part_of_a_gantt_keeps_the_colors_of_the_whole() -> None:
+    spans = [Span(row="r", kind=f"k{n}", begin=float(n), end=n + 1.5 + n, words=f"k{n}") for n in range(12)]
+    kept = main_kinds(spans)
+    assert kept == tuple(f"k{n}" for n in range(3, 12))
+    whole, part = (colored(gantt(some, PLAIN, kept)) for some in (spans, spans[5:6]))
+    assert len({mark.get("class") for mark in whole}) == 10
+    assert part[-1].get("class") == whole[len(kept) + 1 + 5].get("class")
 
 
 def test_lines_begin_at_zero() -> None:

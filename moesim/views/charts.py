@@ -158,12 +158,17 @@ class Span:
     words: str
 
 
-def gantt(spans: Sequence[Span], time: Quantity) -> str:
-    """Draw spans on the rows they belong to, colored by kind; time runs to the right."""
-    rows = list(dict.fromkeys(span.row for span in spans))
+def main_kinds(spans: Sequence[Span]) -> tuple[str, ...]:
+    """List the kinds that get a color of their own, in order of first use: so that two charts can use the same."""
     kept = _largest({span.kind: span.end - span.begin} for span in spans)
+    return tuple(dict.fromkeys(span.kind for span in spans if span.kind in kept))
+
+
+def gantt(spans: Sequence[Span], time: Quantity, kept: Sequence[str]) -> str:
+    """Draw spans on the rows they belong to, colored by kind, those not kept alike; time runs to the right."""
+    rows = list(dict.fromkeys(span.row for span in spans))
     spans = [span if span.kind in kept else replace(span, kind=OTHERS) for span in spans]
-    kinds = sorted(dict.fromkeys(span.kind for span in spans), key=lambda kind: kind == OTHERS)
+    kinds = [*kept, *([OTHERS] if any(span.kind == OTHERS for span in spans) else [])]
     key, used = legend([(color(number), kind) for number, kind in enumerate(kinds)], 0, 0, WIDTH)
     bottom = used + 14 + 34 * len(rows)
     end = max((span.end for span in spans), default=1.0)

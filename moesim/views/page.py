@@ -27,7 +27,7 @@ STYLE = """
 .moesim .soft { color: var(--soft); }
 .moesim .wide { overflow-x: auto; margin: .6em 0; }
 .moesim table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-.moesim th, .moesim td { padding: 4px 12px 4px 0; text-align: left; vertical-align: top;
+.moesim th, .moesim td { padding: 4px 9px 4px 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--edge); }
 .moesim th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .moesim td.n, .moesim th.n { text-align: right; white-space: nowrap; } .moesim td.s { white-space: nowrap; }
@@ -144,7 +144,7 @@ def fragment(*parts: str) -> str:
 def document(title: str, *parts: str) -> str:
     """Write a whole page that needs nothing from elsewhere, at any width."""
     frame = "body { margin: 0; } main.moesim { min-height: 100vh; box-sizing: border-box; "
-    frame += "padding: 28px max(16px, 50vw - 560px); }"
+    frame += "padding: 28px max(16px, 50vw - 590px); }"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -9,7 +9,7 @@ import pandas as pd
 from moesim.deployments.metrics import METRICS
 from moesim.ground.units import show
 from moesim.search.answer import Answer
-from moesim.views.charts import Dots, Quantity, Span, gantt, scatter, stacked_bars
+from moesim.views.charts import Dots, Quantity, Span, gantt, main_kinds, scatter, stacked_bars
 from moesim.views.page import (
     HEADINGS,
     document,
@@ -158,15 +158,15 @@ def _timeline(answer: Answer) -> Iterator[str]:
         Span(row=stream, kind=name, begin=start, end=finish, words=f"{name} {layer}: {show(finish - start, 's')}")
         for stream, name, layer, start, finish in zip(*(tasks[column].tolist() for column in names), strict=True)
     ]
-    layers = tasks["layer"].tolist()
+    layers, kinds = tasks["layer"].tolist(), main_kinds(spans)
     middle = layers[len(layers) // 2]
     close = [span for span, layer in zip(spans, layers, strict=True) if layer in (middle, middle + 1)]
     yield section(
         "Timeline of one pass of the slowest stage",
         paragraph("A pass that carries prompt tokens; from the first start to the last finish over ranks.", soft=True),
-        figure(gantt(spans, TIME)),
+        figure(gantt(spans, TIME, kinds)),
         paragraph(f"Two layers of it, {middle} and {middle + 1}:", soft=True),
-        figure(gantt(close, TIME)),
+        figure(gantt(close, TIME, kinds)),
     )
 
 
