@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -63,7 +64,19 @@ def _gemm_cost(point: Inputs, size: int) -> tuple[float, float]:
 
 
 def experts(bench: Bench, dtypes: Sequence[str], speed: Speed) -> list[Operation]:
-    """One product per expert: in a loop, batched to the fullest, in one kernel, and compiled."""
+    """One product per expert: in a loop, batched to the fullest, and in one kernel; fp8 in one kernel only."""
+    ways = {"looped": products.looped_case, "batched": products.batched_case, "grouped": products.grouped_case}
+    made = [_experts(dtype, kernel, case, speed) for dtype in dtypes for kernel, case in ways.items()]
+    return made + ([_experts("fp8", "grouped", products.grouped_case, speed)] if _has_fp8(bench) else [])
+
+
+def compiled_experts(dtype: str, speed: Speed) -> Operation:
+    """Experts of equal capacity through torch.compile, among what is compiled: the first call takes that long."""
+    one = _experts(dtype, "compiled", products.compiled_case, speed)
+    return replace(one, group="compilation", number=12)
+
+
+def _experts(dtype: str, kernel: str, prepare: Callable[..., Case], speed: Speed) -> Operation:
     side = multiple((speed.longest * speed.flop_rate / 4 / 1024) ** 0.5, 64)
     axes = (
         Axis(name="slots", among=(1, 2, 4, 8, 16, 32, 64, 128)),
@@ -78,30 +91,18 @@ def experts(bench: Bench, dtypes: Sequence[str], speed: Speed) -> list[Operation
         {"slots": 8, "rows": 1024, "n": side, "k": side, "skew": 0.0},
         {"slots": 8, "rows": 1024, "n": 512, "k": 512, "skew": 1.5},
     )
-    ways = {
-        "looped": (products.looped_case, 64),
-        "batched": (products.batched_case, 64),
-        "grouped": (products.grouped_case, 64),
-        "compiled": (products.compiled_case, 12),
-    }
-    return [
-        Operation(
-            name="grouped_gemm",
-            dtype=dtype,
-            kernel=kernel,
-            group="compilation" if kernel == "compiled" else "kernels",  # its first point takes as long as compiling
-            axes=axes,
-            anchors=anchors,
-            cost=partial(_grouped_cost, size=bytes_of(dtype), padded=kernel in ("batched", "compiled")),
-            case=partial(_of_counts, prepare),
-            number=number,
-            complete=_grouped_inputs,
-            held=partial(_weights, bytes_of(dtype)),
-        )
-        for dtype in (*dtypes, *(["fp8"] if _has_fp8(bench) else []))
-        for kernel, (prepare, number) in ways.items()
-        if dtype != "fp8" or kernel == "grouped"  # torch multiplies experts in fp8 in no other way
-    ]
+    return Operation(
+        name="grouped_gemm",
+        dtype=dtype,
+        kernel=kernel,
+        group="kernels",
+        axes=axes,
+        anchors=anchors,
+        cost=partial(_grouped_cost, size=bytes_of(dtype), padded=kernel in ("batched", "compiled")),
+        case=partial(_of_counts, prepare),
+        complete=_grouped_inputs,
+        held=partial(_weights, bytes_of(dtype)),
+    )
 
 
 def _grouped_inputs(point: Inputs) -> Inputs:

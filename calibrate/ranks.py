@@ -95,5 +95,7 @@ def _why(said: str) -> str:
     own = [line.removeprefix("moesim: ") for line in lines if line.startswith("moesim: ")]
     if own:
         return own[0]
-    faults = [line for line in lines if line.startswith(("exitcode", "rank ", "traceback : "))]
-    return "a rank died (" + "; ".join(faults[:2]) + ")" if faults else "a rank died"
+    root = said.rpartition("Root Cause")[2]
+    found = dict(part for line in root.splitlines() if len(part := [word.strip() for word in line.split(" : ")]) == 2)
+    rank, how = found.get("rank", "").partition(" ")[0], found.get("traceback", found.get("exitcode", ""))
+    return f"rank {rank} died ({how})" if rank else "a rank died"

@@ -27,6 +27,8 @@ VISITS = 3
 """Times that a point is measured afresh, minutes apart, where the budget allows: drift must show as spread."""
 EARLY = 8
 """Points of an operation that are visited again when half of all have been: their spread is known on any budget."""
+OVERRUN = 1.5
+"""Times its budget that a group may take to visit every operation's first point."""
 SAID_EVERY = 20.0
 """Seconds between lines of progress where there is no terminal."""
 
@@ -70,7 +72,7 @@ class Session:
     def run(self, operations: Sequence[Operation], budget: float, points: int) -> float:
         """Measure points until all visits are done or the budget is spent, and return the seconds spent.
 
-        However short the budget, every operation's first point is visited.
+        For every operation's first point the budget may be overrun somewhat.
 
         Parameters
         ----------
@@ -83,7 +85,8 @@ class Session:
         before = sum(seconds for key, seconds in self.spent.items() if key in keys)
         progress = Progress(total=len(steps), budget=budget, before=before, shown=self.writer is not None)
         for number, (operation, point, visit) in enumerate(steps):
-            if not self._go_on(progress.spent < budget or number < len(operations)):
+            first = number < len(operations)
+            if not self._go_on(progress.spent < (OVERRUN if first else 1) * budget):
                 break
             if self.done[self._key(operation, point)] <= visit:
                 self._visit(operation, point, visit)

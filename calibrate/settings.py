@@ -43,6 +43,7 @@ class Settings:
         """Return them as words of a command line."""
         words = ["--device", self.device, "--out", str(self.out), "--budget", f"{self.budget} s"]
         words += ["--points", str(self.points)] + (["--longest", f"{self.longest} s"] if self.longest else [])
+        words += ["--ranks", ",".join(map(str, self.ranks))] if self.ranks else []
         return words + (["--only", ",".join(self.only)] if self.only else [])
 
 

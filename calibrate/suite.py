@@ -5,7 +5,7 @@ from __future__ import annotations
 from .attentions import attentions
 from .compiling import compiling
 from .gates import gates
-from .kernels import dense, experts
+from .kernels import compiled_experts, dense, experts
 from .machine import Speed
 from .operation import Operation
 from .pieces.bench import Bench
@@ -37,4 +37,5 @@ def suite(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
         *memory(cuda),
         *interference(cuda),
         *compiling(cuda),
+        compiled_experts(main[0], speed),
     )

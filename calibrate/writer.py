@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -34,7 +35,7 @@ class Writer:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = not path.exists() or _torn_header(path)
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)  # nothing may be left to write when the disk is full
         except OSError as fault:
             raise MoesimError(f"{path}: {fault.strerror}; name another file with --out") from None
         self.header = header
@@ -74,8 +75,9 @@ class Writer:
     def _write(self, line: Line) -> None:
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-            self._file.flush()
+            written = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+            if self._file.write(written) < len(written):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as fault:
             os.truncate(self.path, end)

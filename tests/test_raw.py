@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -141,14 +142,21 @@ def test_a_file_that_is_no_raw_file_is_never_overwritten(path: Path) -> None:
     assert path.read_text() == "dear diary"
 
 
-def test_a_full_disk_keeps_what_was_finished(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_full_disk_keeps_what_was_finished(path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """A disk takes part of a line, and fails the next time; or it fails on making sure."""
+
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with Writer(path, HEADER) as writer:
         writer.append(line())
         whole = path.read_bytes()
-        monkeypatch.setattr(os, "fsync", full)
+        if room:
+            file = writer._file
+            monkeypatch.setattr(writer, "_file", Mock(wraps=file, write=lambda text: file.write(text[:room])))
+        else:
+            monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(MoesimError, match="No space left on device; the 1 finished samples are kept"):
             writer.append(line(2.0))
     assert path.read_bytes() == whole
