@@ -21,7 +21,7 @@ from moesim.ground.errors import MoesimError, nearest
 
 from .raw import FORMAT, Line, read
 from .settings import GROUPS, MODULE, Settings, settings_of
-from .writer import Writer
+from .writer import Unfinished, Writer
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +40,12 @@ FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, and return the exit code: 0, 1 for a group that failed, 2 for a wrong input, 130 when stopped."""
-    settings: Settings | None = None
     try:
         settings = settings_of(words)
         return _ranked(settings) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else _alone(settings)
     except MoesimError as fault:
         _say(str(fault))
-        return BAD_INPUT if settings is None else FAILED
+        return FAILED if isinstance(fault, Unfinished) else BAD_INPUT
     except KeyboardInterrupt:
         _say("stopped; finished samples are kept. Run the same command again: it goes on from there")
         return STOPPED
@@ -61,6 +60,7 @@ def _alone(settings: Settings) -> int:
     device = _device(settings.device)
     with _scratch(settings.out) as scratch:
         bench = Bench(device=device, pool=Pool(device=device, size=4 * cache_size(device)), scratch=scratch)
+        _check(settings.only, bench)
         with Writer(settings.out, _header(bench, settings)) as writer:
             session = Session.resumed(bench, _speed(writer.header), writer)
             if (busy := load()) > BUSY:
@@ -80,9 +80,7 @@ def _measure(session: Session, settings: Settings) -> list[str]:
     """Measure group by group; a group that fails is told at the end and keeps no other from its turn."""
     from .suite import everything
 
-    operations = everything(session.bench, session.speed)
-    _checked(settings.only, operations)
-    chosen = _chosen(settings, operations)
+    chosen = _chosen(settings, everything(session.bench, session.speed))
     settings = replace(settings, ranks=settings.ranks or _numbers(settings.device))
     if "collectives" in chosen and not settings.ranks:
         _say("collectives need two gpus; left out")
@@ -95,7 +93,7 @@ def _measure(session: Session, settings: Settings) -> list[str]:
         if group != "collectives":
             left -= session.run(some, share, settings.points)
             continue
-        session.bench.pool.clear()
+        session.free()
         faults += _between(settings, [one.name for one in some], share)
         left -= time.monotonic() - begun
     return faults
@@ -128,14 +126,13 @@ def _ranked(settings: Settings) -> int:
     from .session import Session
     from .suite import suite
 
-    with _scratch(settings.out, keep=True) as scratch:
-        bench = join(_device(settings.device), scratch, pool=64 << 20)
-        writer = Writer(settings.out, _header(bench, settings)) if bench.rank == 0 else None
-        speed = _speed(_agreed(writer.header if writer is not None else None, bench))
-        session = Session.resumed(bench, speed, writer)
-        for operations in _chosen(settings, suite(bench, speed)).values():
-            session.run(operations, settings.budget, settings.points)
-        leave()
+    bench = join(_device(settings.device), settings.out.parent, pool=64 << 20)
+    writer = Writer(settings.out, _header(bench, settings)) if bench.rank == 0 else None
+    speed = _speed(_agreed(writer.header if writer is not None else None, bench))
+    session = Session.resumed(bench, speed, writer)
+    for operations in _chosen(settings, suite(bench, speed)).values():
+        session.run(operations, settings.budget, settings.points)
+    leave()
     return 0
 
 
@@ -183,7 +180,7 @@ def _speed(header: Line) -> Speed:
 
 
 @contextmanager
-def _scratch(out: Path, keep: bool = False) -> Iterator[Path]:
+def _scratch(out: Path) -> Iterator[Path]:
     """Make a folder beside the raw file, whose disk is the one measured, and remove it at the end."""
     folder = out.parent.resolve() / f".{out.name}.scratch"
     try:
@@ -194,13 +191,16 @@ def _scratch(out: Path, keep: bool = False) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checked(only: Sequence[str], operations: Sequence[Operation]) -> None:
+def _check(only: Sequence[str], bench: Bench) -> None:
     """Refuse what is neither a group nor an operation."""
-    known = {*GROUPS, *(operation.name for operation in operations)}
+    from .machine import Speed
+    from .suite import everything
+
+    some = Speed(flop_rate=1.0, bandwidth=1.0, longest=1.0)  # names do not depend on it
+    known = {*GROUPS, *(operation.name for operation in everything(bench, some))}
     for name in only:
         if name not in known:
             raise MoesimError(f"--only: `{name}` is neither a group nor an operation; {nearest(name, known)}")

@@ -21,7 +21,7 @@ from .operation import Operation
 from .pieces.bench import Bench, Inputs
 from .raw import Line, all_times, key_of, quantile, spread
 from .timing import Timing, timed
-from .writer import Writer
+from .writer import Unfinished, Writer
 
 VISITS = 3
 """Times that a point is measured afresh, minutes apart, where the budget allows: drift must show as spread."""
@@ -33,7 +33,7 @@ SAID_EVERY = 20.0
 """Seconds between lines of progress where there is no terminal."""
 
 
-class DeviceLost(MoesimError):
+class DeviceLost(Unfinished):
     """The device answers nothing any more in this process; a new process can go on."""
 
 
@@ -116,13 +116,15 @@ class Session:
         line = self._named(operation, point) | {"visit": visit}
         try:
             line |= self._measured(operation, point)
+        except Unfinished:
+            raise
         except Exception as fault:  # whatever torch or a kernel says: one point is lost, not the run
             line["error"] = _reason(fault)
             lost = _lost(fault)
         else:
             lost = False
         if "error" in line and not lost:
-            self._clean()
+            self.free()
         line["took"] = round(time.perf_counter() - begun, 4)
         self._keep(line)
         if lost:
@@ -137,12 +139,17 @@ class Session:
             fault = caught
         if not _all_agree(fault is None, self.bench):
             raise fault or MoesimError("another rank could not make the point ready")
-        with torch.no_grad():
-            timing = timed(case, self.bench)
+        try:
+            with torch.no_grad():
+                timing = timed(case, self.bench)
+        except Exception as caught:
+            if self.bench.ranks == 1:
+                raise
+            raise Unfinished(f"{operation.name}: {_reason(caught)}") from caught  # the other ranks wait for this one
         return _fields(timing) | {"device": self.bench.device.type, "clocks": self.clocks.now()}
 
-    def _clean(self) -> None:
-        """Give back all memory after a failure: the next point may need it."""
+    def free(self) -> None:
+        """Give back all memory: the next point, or another process, may need it."""
         self.bench.pool.clear()
         gc.collect()
         if self.bench.device.type == "cuda":

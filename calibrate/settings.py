@@ -70,12 +70,19 @@ def settings_of(words: Sequence[str] | None) -> Settings:
     return Settings(
         device=device,
         out=given.out or Path(f"{device}.jsonl"),
-        budget=parse(given.budget, "s"),
+        budget=_seconds("--budget", given.budget),
         only=tuple(name for name in given.only.split(",") if name),
         ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
         points=max(given.points, 1),
-        longest=parse(given.longest, "s") if given.longest else None,
+        longest=_seconds("--longest", given.longest) if given.longest else None,
     )
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        return parse(text, "s")
+    except MoesimError as fault:
+        raise MoesimError(f"{option}: {fault}") from None
 
 
 def _whole(number: str) -> int:

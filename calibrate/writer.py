@@ -13,6 +13,10 @@ from moesim.ground.errors import MoesimError
 from .raw import FORMAT, Line, parsed
 
 
+class Unfinished(MoesimError):
+    """A run could not go on, through no fault of what it was asked; finished samples are kept."""
+
+
 class Writer:
     """Appends lines to a raw file, each flushed to the disk before the next is measured.
 
@@ -66,8 +70,8 @@ class Writer:
 
         Raises
         ------
-        MoesimError
-            The disk is full or gone; finished samples are kept.
+        Unfinished
+            The disk is full or gone.
         """
         self._write(line)
         self.lines.append(line)
@@ -81,7 +85,7 @@ class Writer:
             os.fsync(self._file.fileno())
         except OSError as fault:
             os.truncate(self.path, end)
-            raise MoesimError(
+            raise Unfinished(
                 f"{self.path}: {fault.strerror}; the {len(self.lines)} finished samples are kept. "
                 "Make room and run the same command again: it goes on from there"
             ) from None

@@ -188,7 +188,7 @@ def test_a_rank_that_dies_is_told_and_no_process_stays(tmp_path: Path, monkeypat
     ("words", "said"),
     [
         (["--only", "gem"], "--only: `gem` is neither a group nor an operation; did you mean `gemm`?"),
-        (["--budget", "5"], "unit"),
+        (["--budget", "5"], "--budget: '5' has no unit"),
         (["--ranks", "one"], "--ranks: `one` is not a number of processes"),
         (["--out", "/dev/null/raw.jsonl"], "name another file with --out"),
     ],
@@ -196,7 +196,8 @@ def test_a_rank_that_dies_is_told_and_no_process_stays(tmp_path: Path, monkeypat
 def test_wrong_words_are_refused_with_what_to_do(
     words: list[str], said: str, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--device", "cpu", "--out", str(raw), *words]) != 0
+    assert main(["--device", "cpu", "--out", str(raw), *words]) == 2
+    assert not raw.exists()
     complaint = capsys.readouterr().err
     assert said in complaint
     assert "Traceback" not in complaint
@@ -204,7 +205,7 @@ def test_wrong_words_are_refused_with_what_to_do(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a gpu")
 def test_a_gpu_that_is_not_there_is_refused(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "cuda", "--out", str(raw)]) != 0
+    assert main(["--device", "cuda", "--out", str(raw)]) == 2
     assert "torch sees no gpu" in capsys.readouterr().err
     assert not raw.exists()
 
