@@ -26,10 +26,12 @@ from moesim.plans.plan import Policy, Setting
 from moesim.policies.finding import find, make
 from moesim.policies.placement.contiguous import Contiguous
 from moesim.policies.protocols import (
+    Adaptation,
     AllToAllPolicy,
     Batching,
     Buffering,
     CacheView,
+    Change,
     Gated,
     Gating,
     Overlap,
@@ -37,7 +39,9 @@ from moesim.policies.protocols import (
     Placement,
     Prefetch,
     Router,
+    Seen,
     Shortcut,
+    Sizes,
 )
 from moesim.schedules.ops import AllToAll, Elementwise, Exchange, Gemm, Grouped, Op
 from moesim.schedules.schedule import Schedule, Task, relayered, series
@@ -46,6 +50,7 @@ from moesim.world.model import Moe
 
 __all__ = [
     "check",
+    "check_adaptation",
     "check_alltoall",
     "check_batching",
     "check_blindness",
@@ -457,6 +462,66 @@ def _layout() -> Layout:
     )
 
 
+def check_adaptation(adaptation: Adaptation) -> None:
+    """Check that it asks for other layouts only where it says so, repeats itself, and returns whole layouts."""
+    layout, experts = _adaptive_layout(), 12
+    sizes = Sizes(tokens=48, topk=2, gpus=4, nodes=1, expert=1e6)
+    counts = _rng(13).multinomial(48 * 4 * 2, _rng(14).dirichlet(np.ones(experts)), size=(30, 2))
+    asked: list[int] = []
+
+    def steps() -> list[Change | None]:
+        state, now, found = adaptation.start(layout, sizes), layout, []
+        for step in range(30):
+
+            def cost_of(other: Layout, step: int = step) -> Any:
+                asked.append(step)
+                return other.degree * 1.0 + other.r
+
+            seen = Seen(
+                step=step,
+                layout=now,
+                counts=counts[step],
+                most=counts[step].max(axis=1),
+                agreement=0.5,
+                cost_of=cost_of,
+            )
+            state, change = adaptation(state, seen, _rng(step))
+            now = now if change is None else change.layout
+            found.append(change)
+        return found
+
+    changes = steps()
+    assert adaptation.profiles or not asked, "asks what other layouts cost, though it says that it does not"
+    assert [change is None for change in changes] == [change is None for change in steps()], "two answers for one trace"
+    for change in changes:
+        if change is not None:
+            _check_layout(change.layout, layout)
+            assert change.rebuilt >= 0, "fewer than no graphs"
+            assert change.moved >= 0, "moves negative bytes"
+
+
+def _check_layout(changed: Layout, before: Layout) -> None:
+    for field in ("expert_of_slot", "rank_of_slot", "capacity", "resident", "r", "degree"):
+        shapes = getattr(changed, field).shape, getattr(before, field).shape
+        assert shapes[0] == shapes[1], f"{field} has the shape {shapes[0]} and had {shapes[1]}"
+    for row in changed.expert_of_slot:
+        assert set(row.tolist()) == set(range(before.capacity.shape[1])), "an expert has no slot"
+    assert np.all(changed.capacity > 0), "an expert without capacity"
+
+
+def _adaptive_layout() -> Layout:
+    """Two layers of 12 experts on 4 ranks, with a capacity of 4 times the mean."""
+    return replace(
+        _layout(),
+        expert_of_slot=np.tile(np.arange(12), (2, 1)),
+        capacity=np.full((2, 12), 32),
+        resident=np.ones((2, 12), dtype=bool),
+        r=np.ones(2, dtype=int),
+        degree=np.ones(2, dtype=int),
+        alltoall=("linear", "linear"),
+    )
+
+
 def check_shortcut(shortcut: Shortcut) -> None:
     """Check that the same work is done in an order that respects what waits for what, and that changes are owned up to.
 
@@ -550,6 +615,7 @@ def check_router(router: Router) -> None:
 
 CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
     {
+        "adaptation": check_adaptation,
         "alltoall": check_alltoall,
         "batching": check_batching,
         "buffering": check_buffering,

@@ -17,10 +17,10 @@ from moesim.files.trees import read
 from moesim.ground.errors import InputError, MoesimError
 
 STRONG = {
-    "dynamoe": ("K1", "K2", "K4"),
+    "dynamoe": ("K1", "K2", "K3", "K4"),
     "huang": ("H1", "H2", "H3", "H4", "H5", "H6", "H7", "H12", "H14"),
     "scmoe": ("S1", "S2", "S4", "S7"),
-    "tutel": ("T1", "T2", "T3", "T5", "T7", "T8", "T10", "T11"),
+    "tutel": ("T1", "T2", "T3", "T5", "T7", "T8", "T10", "T11", "T13"),
 }
 SLOW = ("T8",)
 """810 passes; its orders are held here on a part of them (`test_the_order_of_table_6`)."""

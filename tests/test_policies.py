@@ -19,6 +19,9 @@ SET = [
     ("alltoall", "deduplicated", {}),
     ("batching", "chunked", {"max_batch": 64, "speculated": 1, "acceptance": 0.8, "buckets": (1, 8, 64)}),
     ("batching", "continuous", {"speculated": 3, "acceptance": 0.6}),
+    ("adaptation", "dynamoe", {"local": True, "memory": 0.2}),
+    ("adaptation", "rebalance", {"every": 1, "gain": 0.0, "placement": "greedy", "background": True}),
+    ("adaptation", "tutel", {"r": False, "step": 1}),
     ("buffering", "lifo", {"resident": 10, "tier": "disk"}),
     ("gating", "static", {"factor": 0.0}),
     ("gating", "static", {"factor": -1.25, "sparse": True}),
@@ -48,7 +51,7 @@ def test_policies_conform_with_settings(kind, name, settings):
 
 
 def test_every_kind_has_a_suite_and_a_default():
-    assert set(CHECKS) == set(kinds()) == {*DEFAULT_POLICIES, "router"}
+    assert set(CHECKS) == set(kinds()) == {*DEFAULT_POLICIES, "router", "adaptation"}
     for kind, policy in DEFAULT_POLICIES.items():
         assert policy.name in names(kind)
 

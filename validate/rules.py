@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from moesim.deployments.adaptation import Trace, clairvoyant, walk
 from moesim.files.models import load
 from moesim.passes.timeline import makespan
 from moesim.plans.layout import NO_LIMIT, Layout
@@ -19,6 +20,7 @@ from moesim.policies.capacities import aligned_capacity, capacity, kept_in_order
 from moesim.policies.finding import make
 from moesim.policies.gating.static import Static
 from moesim.policies.parallelism import best_r, migration, trials, volume
+from moesim.policies.protocols import Sizes
 from moesim.policies.scores import caching_gain, trigger_step
 from moesim.schedules.costs.pricing import price
 from moesim.schedules.ops import AllToAll, Exchange, fixed
@@ -162,6 +164,29 @@ def pair(
     return min(float(makespan(price(way, _NODE, ())).max()) for way in ways)
 
 
+def caching_switches(pieces: Sequence[Sequence[float]], cool_down: int) -> list[int]:
+    """Steps before which assignment caching is switched, for a series of (agreement, steps)."""
+    agreement = np.concatenate([np.full(int(steps), value) for value, steps in pieces])
+    steps = len(agreement)
+    trace = Trace(counts=np.ones((steps, 1, 1), int), most=np.ones((steps, 1), int), agreement=agreement)
+    policy = make("adaptation", Policy(name="caching", settings={"cool_down": cool_down}))
+    sizes = Sizes(tokens=1, topk=1, gpus=1, nodes=1, expert=0.0)
+    found = walk([policy], _LAYOUT, sizes, trace, lambda layout, step: np.zeros(1))
+    return [step for step, _ in found.changes]
+
+
+def zero_cost(seconds: Sequence[Sequence[float]]) -> float:
+    """Cheapest way through steps (rows) and configurations where switching is free."""
+    table = np.array(seconds)
+    return clairvoyant(table, np.zeros((table.shape[1],) * 2))[0]
+
+
+def paying(seconds: Sequence[Sequence[float]], cost: float) -> float:
+    """Cheapest way where every switch costs the same."""
+    table = np.array(seconds)
+    return clairvoyant(table, cost * (1 - np.eye(table.shape[1])))[0]
+
+
 def offloaded(migration_time: float, window: float) -> float:
     """What a determinate migration adds to a block whose window hides part of it."""
     return max(0.0, migration_time - window)
@@ -224,6 +249,9 @@ RULES: Mapping[str, Callable[..., Any] | float] = MappingProxyType(
         "cache_ends": cache_ends,
         "cache_misses": cache_misses,
         "caching_gain": caching_gain,
+        "caching_switches": caching_switches,
+        "paying": paying,
+        "zero_cost": zero_cost,
         "capacity": capacity,
         "crossing": crossing,
         "drops": drops,

@@ -42,8 +42,9 @@ class Arrangements:
     def layout(self, pool: Pool, tokens: float) -> Layout:
         """Arrange a pool's experts for passes of `tokens` home tokens per rank."""
         whole = max(1, round(tokens))
-        sized_for = whole if pool.policy("gating").settings else 0
-        key = (self._place(pool), pool.policy("gating"), sized_for)
+        buffering = pool.policy("buffering")
+        sized_for = whole if pool.policy("gating").settings or buffering.settings else 0
+        key = (self._place(pool), pool.policy("gating"), buffering, pool.policy("shortcut"), sized_for)
         if key not in self._layouts:
             self._layouts[key] = arrange(self.scenario, pool, tokens=whole, seed=self.seed)
         return self._layouts[key]

@@ -14,7 +14,6 @@ from moesim.plans.plan import Policy, Scalar, Setting
 from moesim.policies.finding import kinds, make
 
 PLANNED_KINDS = (
-    "adaptation",
     "pipeline",
     "recompute",
     "router",

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from moesim.ground.streams import stream
 from moesim.passes.attention import ACTIVATION, NORM_PASSES, Work, add_attention, join_group, work
 from moesim.passes.backward import with_backward
+from moesim.passes.buffering import buffered, missing_share
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes, column, columns, group_tiers, stage_layers
 from moesim.passes.exchanges import Mixture, Routed, Sized, Topology, mixture
@@ -56,7 +57,7 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     expert_of_slot = placement(load, slots, p.ep, nodes, stream(seed, "placement"))
     gating: Gating = make("gating", pool.policy("gating"))
     layers = expert_of_slot.shape[0]
-    return Layout(
+    layout = Layout(
         expert_of_slot=expert_of_slot,
         rank_of_slot=np.arange(slots) // (slots // p.ep),
         capacity=np.full((layers, moe.experts), gating.capacity(tokens, moe.experts, moe.topk)),
@@ -65,6 +66,9 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
         degree=np.ones(layers, int),
         alltoall=(pool.policy("alltoall").name,) * layers,
     )
+    if not buffered(pool):
+        return layout
+    return replace(layout, missing=missing_share(scenario.routing, pool, layout, tokens, seed))
 
 
 def _no_experts() -> Layout:
@@ -308,7 +312,8 @@ def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
             home = done.tokens / cols.tp
             sized = _sized(setting, layer.ffn, cell, home)
             tokens = done.tokens if setting.replicated else home
-            add_mixture(chain, layer.ffn, layer.dim, cols, sized, tokens, replicated=setting.replicated)
+            missing = column([layout.missing for layout in setting.layouts])
+            add_mixture(chain, layer.ffn, layer.dim, cols, sized, tokens, missing, replicated=setting.replicated)
             join_group(chain, hidden, "all_reduce" if setting.replicated else "all_gather", cols, tiers)
         case None:
             pass

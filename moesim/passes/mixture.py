@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from moesim.passes.attention import ACTIVATION, NORM_PASSES, join_group
+from moesim.passes.buffering import add_fetches, buffered
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes, column
 from moesim.passes.exchanges import Mixture
@@ -26,12 +27,13 @@ GATE_TRAFFIC = 12.0
 
 
 def add_mixture(
-    chain: Chain, moe: Moe, dim: int, cols: Columns, sized: Mixture, tokens: Sizes, *, replicated: bool
+    chain: Chain, moe: Moe, dim: int, cols: Columns, sized: Mixture, tokens: Sizes, missing: Sizes, *, replicated: bool
 ) -> None:
     """Append a mixture of experts: gate, shared expert, pack, dispatch, experts, combine, unpack.
 
     `tokens` are each rank's own tokens, or those of its whole tensor-parallel group where they are `replicated`; then
-    nothing is dispatched, and the caller adds the partial results up.
+    nothing is dispatched, and the caller adds the partial results up. `missing` is the share of the experts used that
+    are not on the gpu.
     """
     chain.add("norm", Elementwise(traffic=tokens * dim * NORM_PASSES * ACTIVATION))
     chain.add("gate", Gemm(m=tokens, n=column([moe.experts]), k=column([dim]), dtype="bf16"))
@@ -44,7 +46,9 @@ def add_mixture(
         _add_projection(chain, "pack", dim, moe.input_dim, cols, tokens)
     _add_pack(chain, moe, cols, sized, tokens)
     _add_phases(chain, "sizes", sized.sizes)
+    fetched = add_fetches(chain, moe, cols, sized, missing) if buffered(cols.first) else ()
     _add_phases(chain, "dispatch", sized.dispatch)
+    chain.tail = (*chain.tail, *fetched)
     _add_experts(chain, moe, cols, sized)
     _add_phases(chain, "combine", sized.combine)
     _add_unpack(chain, moe, cols, sized, tokens)

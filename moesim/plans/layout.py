@@ -21,10 +21,12 @@ class Layout:
     rank_of_slot : ep index (0..ep-1) that owns each slot; slots are ordered by it
     capacity : rows per expert per source rank; `NO_LIMIT` where dropless
     resident : whether the slot's weights are on the gpu now
+    missing : share of the experts a pass uses that have to be copied in first
     r : Tutel's parallelism per layer (1 = EP + DP)
     degree : pipelining degree per layer
     alltoall : all-to-all policy per layer
     buckets : batch sizes with a compiled graph; empty: any size
+    cached : whether experts read the assignments of an earlier pass over the same data (DynaMoE)
     """
 
     expert_of_slot: Int[np.ndarray, "layer slot"]
@@ -35,6 +37,8 @@ class Layout:
     degree: Int[np.ndarray, "layer"]
     alltoall: tuple[str, ...]
     buckets: tuple[int, ...] = ()
+    cached: bool = False
+    missing: float = 0.0
 
     @property
     def slots_per_rank(self) -> int:

@@ -9,9 +9,9 @@ policy can time anything. `changes_model` marks one that changes what the model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -166,6 +166,75 @@ class Shortcut(Protocol):
 
     def __call__(self, block: Schedule, layout: Layout) -> tuple[Schedule, ...]:
         """Rearrange a block; several results are alternatives, of which the planner keeps the fastest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a reacting policy is told once: tokens per gpu and step, topk, gpus, nodes, and bytes of one expert."""
+
+    tokens: int
+    topk: int
+    gpus: int
+    nodes: int
+    expert: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """What a running system can have seen before a step: an earlier step, `lag` steps ago, never the one to come.
+
+    Attributes
+    ----------
+    step : the step seen
+    layout : the layout in force now
+    counts : tokens that chose each expert in the step seen
+    most : largest count of any expert on any gpu in the step seen: the capacity that would have dropped nothing
+    agreement : share of the tokens whose cached experts were those chosen in the step seen
+    cost_of : what each layer of the step seen would have cost under a layout; for policies that `profile`
+    """
+
+    step: int
+    layout: Layout
+    counts: Shaped[np.ndarray, "layer expert"]
+    most: Int[np.ndarray, "layer"]
+    agreement: float
+    cost_of: Callable[[Layout], Float[np.ndarray, "layer"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Change:
+    """A new layout, and what it takes to get there; how long that is is for others to say.
+
+    Attributes
+    ----------
+    layout : in force from the next step on, or once a change in the background is done
+    rebuilt : graphs to compile and capture anew, for which all ranks stop
+    moved : bytes every gpu has to copy in
+    background : whether steps go on, on the old layout, while bytes are copied
+    """
+
+    layout: Layout
+    rebuilt: int = 0
+    moved: float = 0.0
+    background: bool = False
+
+
+@runtime_checkable
+class Adaptation(Protocol):
+    """React to what was seen, step by step. The state is a value: it is returned, and never changed in place."""
+
+    @property
+    def profiles(self) -> bool:
+        """Whether it asks what other layouts would have cost, as a system that measures them can."""
+        ...
+
+    def start(self, layout: Layout, sizes: Sizes) -> Any:
+        """Return the state before the first step."""
+        ...
+
+    def __call__(self, state: Any, seen: Seen, rng: np.random.Generator) -> tuple[Any, Change | None]:
+        """Return the next state, and a change where there is to be one."""
         ...
 
 

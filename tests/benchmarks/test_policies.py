@@ -1,11 +1,14 @@
-"""How fast expert caches run; `make bench` reports CPU time. Reach: 1 M accesses in 1 s under each policy."""
+"""How fast caches and reacting policies run; `make bench` reports CPU time. Reach: 1 M accesses in 1 s per policy."""
 
 import numpy as np
 import pytest
 
+from moesim.deployments.adaptation import Switched, Trace, clairvoyant, walk
+from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.plans.plan import Policy
 from moesim.policies.caches import run_caches
 from moesim.policies.finding import make
+from moesim.policies.protocols import Sizes
 
 CACHES, EXPERTS, STEPS = 32 * 64, 16, 79
 
@@ -20,3 +23,39 @@ def test_a_million_accesses(benchmark, name):
     policy = make("buffering", Policy(name=name, settings={"resident": 10}))
     run = benchmark.pedantic(run_caches, args=(policy, accessed, 10), rounds=1)
     assert 0.5 < run.hit_rate < 1
+
+
+CONFIGURATIONS = tuple((r, d, a) for r in range(5) for d in (1, 2, 4, 8) for a in ("linear", "two_dh"))
+
+
+def test_a_study_of_ten_thousand_steps(benchmark):
+    """64 gpus, 32 MoE layers, 40 configurations, 32 capacities. Reach: 10 s of CPU."""
+    rng = np.random.default_rng(0)
+    most = 100 + np.cumsum(rng.integers(-6, 7, (10_000, 32)), axis=0) % 4000
+    bucket = most // 128
+    prices = Switched(
+        configurations=CONFIGURATIONS, seconds=rng.random((len(CONFIGURATIONS), bucket.max() + 1)), bucket=bucket
+    )
+    record = Trace(counts=np.ones((10_000, 32, 1), np.int8), most=most, agreement=np.zeros(10_000))
+    start = Layout(
+        expert_of_slot=np.tile(np.arange(16), (32, 1)),
+        rank_of_slot=np.arange(16),
+        capacity=np.full((32, 16), NO_LIMIT),
+        resident=np.ones((32, 16), bool),
+        r=np.ones(32, int),
+        degree=np.ones(32, int),
+        alltoall=("linear",) * 32,
+    )
+    sizes = Sizes(tokens=4096, topk=1, gpus=64, nodes=8, expert=1e6)
+    policy = make("adaptation", Policy(name="tutel"))
+    found = benchmark.pedantic(walk, args=([policy], start, sizes, record, prices), rounds=1)
+    assert len(found.changes) > 1000
+    assert found.state[0].trials == len(np.unique(bucket[:-1])) * len(CONFIGURATIONS)
+
+
+def test_the_clairvoyant_path(benchmark):
+    """10,000 steps and 64 configurations. Reach: 1 s."""
+    rng = np.random.default_rng(0)
+    seconds, switch = rng.random((10_000, 64)), rng.random((64, 64)) * (1 - np.eye(64))
+    total, path = benchmark.pedantic(clairvoyant, args=(seconds, switch), rounds=1)
+    assert seconds[np.arange(10_000), path].sum() + switch[path[:-1], path[1:]].sum() == pytest.approx(total)

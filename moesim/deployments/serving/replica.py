@@ -145,11 +145,9 @@ class Replica:
             self.cache.free -= self.cache.taken(self.step, steps)
             self.step += steps
             self.context += steps * advancing * self.limits.growth
-            if self._heap and self._heap[0] >> _SHIFT <= self.step:
-                done = self._ended()
+            done = self._ended()
         self._run = (0, 0, 0)
-        if chunks:
-            done += [request for request, size in chunks if self._prompt_done(request, size, now)]
+        done += [request for request, size in chunks if self._prompt_done(request, size, now)]
         for request in done:
             self.book.done[request] = now
         return done
@@ -180,7 +178,7 @@ class Replica:
             left -= part
         if short or (self.decoding and self.step % limits.poll):
             return chunks
-        free = self.cache.free - self.cache.taken(self.step) if self.waiting else 0
+        free = self.cache.free - self.cache.taken(self.step)
         while self.waiting and left > 0 < each and len(self._running) < limits.sequences:
             request = self.waiting[0]
             needed = self._needed(request)

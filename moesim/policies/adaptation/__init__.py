@@ -1,0 +1,1 @@
+"""What changes while a pool runs, in answer to what was seen."""
