@@ -26,7 +26,7 @@ STYLE = """
 .moesim p { margin: .4em 0; max-width: 76ch; }
 .moesim .soft { color: var(--soft); }
 .moesim .wide { overflow-x: auto; margin: .6em 0; }
-.moesim table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+.moesim table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; }
 .moesim th, .moesim td { padding: 4px 9px 4px 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--edge); }
 .moesim th { color: var(--soft); font-weight: 600; white-space: nowrap; }
@@ -51,6 +51,7 @@ HEADINGS: Mapping[str, str] = {
     "throughput_per_gpu": "tokens/s/GPU",
     "price_per_token": "USD/M tokens",
     "memory_headroom": "headroom",
+    "replicas": "repl.",
 }
 """Names of columns as people read them, where they differ from the metric's."""
 
