@@ -61,7 +61,8 @@ class StepTable:
         return row
 
     def _made(self, sequences: int) -> Row:
-        values = self._at(self.decode, self.padded(sequences) * self.width)
+        place, share = self._place(self.padded(sequences) * self.width)
+        values = [a + share * (b - a) for a, b in zip(*self.decode[place - 1 : place + 1], strict=True)]
         reach = [context * sequences * GRAIN for context in self.contexts]
         pieces = []
         for place in range(len(reach) - 1):
@@ -92,8 +93,11 @@ class StepTable:
 
     def piece(self, sequences: int, context: int) -> tuple[int, int, int]:
         """The piece of a row that holds at this context: its edge, intercept and slope."""
-        row = self.row(sequences)
-        return next(piece for piece in row if context < piece[0])
+        row = self._rows.get(sequences) or self.row(sequences)
+        for piece in row:
+            if context < piece[0]:
+                break
+        return piece
 
     def mixed(self, sequences: int, context: int, prompt: int, pairs: float, fullest: float) -> int:
         """Ticks of a step that carries prompt tokens.
@@ -110,24 +114,29 @@ class StepTable:
         fullest : prompt tokens of the dp group with most of them
         """
         decoded = sequences * self.width
-        even, alone, far, both = self._at(self.prompts, decoded + prompt)
+        place, share = self._place(decoded + prompt)
+        even, alone, far, both = self.prompts[place - 1]
+        evens, alones, fars, boths = self.prompts[place]
         beyond = pairs / prompt - self.near
-        ticks = even + far * beyond
+        ticks = even + share * (evens - even) + (far + share * (fars - far)) * beyond
         if self.groups > 1:
-            ticks += (alone + both * beyond) * (fullest * self.groups / prompt - 1) / (self.groups - 1)
+            fullness = (fullest * self.groups / prompt - 1) / (self.groups - 1)
+            ticks += (alone + share * (alones - alone) + (both + share * (boths - both)) * beyond) * fullness
         if decoded:
-            values = self._at(self.decode, decoded + prompt)
-            decoding = _linear(self.contexts, values, context / (sequences * GRAIN))
-            ticks = (decoding * decoded + ticks * prompt) / (decoded + prompt)
+            mean = context / (sequences * GRAIN)
+            low, high = (_linear(self.contexts, self.decode[knot], mean) for knot in (place - 1, place))
+            ticks = ((low + share * (high - low)) * decoded + ticks * prompt) / (decoded + prompt)
         return max(round(ticks), 1)
 
-    def _at(self, values: Sequence[Sequence[float]], tokens: float) -> list[float]:
-        """Interpolate between token knots; below the first, as at the first; beyond the last, on with its slope."""
+    def _place(self, tokens: float) -> tuple[int, float]:
+        """The token knot above, and how far it is there from the one below.
+
+        Below the first knot, at the first; beyond the last, on with the last slope.
+        """
         knots = self.tokens
         place = min(max(bisect_left(knots, tokens), 1), len(knots) - 1)
         low = knots[place - 1]
-        share = max((tokens - low) / (knots[place] - low), 0.0)
-        return [a + share * (b - a) for a, b in zip(values[place - 1], values[place], strict=True)]
+        return place, max((tokens - low) / (knots[place] - low), 0.0)
 
 
 def _linear(knots: Sequence[float], values: Sequence[float], at: float) -> float:

@@ -44,8 +44,11 @@ class Cache:
         if steps == 1:
             return self._residues[-step % self._block]
         turns, rest = divmod(steps, self._block)
-        residues = (self._residues[-(step + past) % self._block] for past in range(rest))
-        return turns * self._sequences + sum(residues)
+        last = -step % self._block + 1  # residues are met downwards, and begin again at the top
+        taken = sum(self._residues[max(last - rest, 0) : last])
+        if rest > last:
+            taken += sum(self._residues[last - rest :])
+        return turns * self._sequences + taken
 
     def enough_for(self, step: int, wanted: int) -> int:
         """Steps for which free blocks are enough: those wanted or more, or fewer where they are not."""

@@ -92,8 +92,11 @@ class _Loop:
 
     def run(self, progress: Callable[[float], None]) -> None:
         """Go from instant to instant until nothing is left."""
-        arrived, ends, moving, turn = self.book.arrived, self.ends, self.moving, 0
+        arrived, ends, moving, version, turn = self.book.arrived, self.ends, self.moving, self.version, 0
         while self.coming < self.number or ends or moving:
+            if ends and ends[0][2] != version[ends[0][1]]:
+                heappop(ends)  # the run was cut
+                continue
             now = arrived[self.coming] if self.coming < self.number else NEVER
             if ends and ends[0][0] < now:
                 now = ends[0][0]

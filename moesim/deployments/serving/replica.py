@@ -145,9 +145,11 @@ class Replica:
             self.cache.free -= self.cache.taken(self.step, steps)
             self.step += steps
             self.context += steps * advancing * self.limits.growth
-            done = self._ended()
+            if self._heap and self._heap[0] >> _SHIFT <= self.step:
+                done = self._ended()
         self._run = (0, 0, 0)
-        done += [request for request, size in chunks if self._prompt_done(request, size, now)]
+        if chunks:
+            done += [request for request, size in chunks if self._prompt_done(request, size, now)]
         for request in done:
             self.book.done[request] = now
         return done
@@ -178,7 +180,7 @@ class Replica:
             left -= part
         if short or (self.decoding and self.step % limits.poll):
             return chunks
-        free = self.cache.free - self.cache.taken(self.step)
+        free = self.cache.free - self.cache.taken(self.step) if self.waiting else 0
         while self.waiting and left > 0 < each and len(self._running) < limits.sequences:
             request = self.waiting[0]
             needed = self._needed(request)
