@@ -29,7 +29,11 @@ def step_table(groups: int = 1) -> StepTable:
         tokens=tuple(tokens),
         contexts=(50.0, 400.0, 3200.0),
         decode=tuple((a, a * 1.1 + 1e5 * knot, a * 1.6 + 4e6 * knot) for a, knot in zip(level, tokens, strict=True)),
-        prompts=tuple((a * 1.2, a * 0.7, 2e6 + 3e4 * knot, 1e5) for a, knot in zip(level, tokens, strict=True)),
+        prompts=tuple(
+            ((a * 1.2, 2e6 + 3e4 * knot), (a * 1.5, 2.1e6 + 3e4 * knot), (a * 1.9, 2.2e6 + 4e4 * knot))
+            for a, knot in zip(level, tokens, strict=True)
+        ),
+        spreads=(0.0, 0.3, 1.0),
         near=100.0,
         groups=groups,
     )

@@ -37,7 +37,8 @@ def steps_of(per_token: float, fixed: float = 0.0) -> StepTable:
         tokens=(1.0, 2.0**20),
         contexts=(1.0, 2.0),
         decode=tuple((tick, tick) for tick in ticks),
-        prompts=tuple((tick, 0.0, 0.0, 0.0) for tick in ticks),
+        prompts=tuple(((tick, 0.0),) for tick in ticks),
+        spreads=(0.0,),
         near=0.0,
         groups=1,
     )

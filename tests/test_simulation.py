@@ -62,6 +62,10 @@ WORLDS = {
     "two copies of the experts": (GPT_OSS, worlds.pool(Parallel(dp=8, ep=4), batching=BATCH)),
     "pipeline": (GPT_OSS, worlds.pool(Parallel(pp=2, dp=2, ep=2), batching=BATCH)),
     "two batches": (DEEPSEEK, worlds.pool(EP8, overlap="two_batch", batching=BATCH)),
+    "deduplicated": (
+        DEEPSEEK,
+        worlds.pool(Parallel(dp=16, ep=16), alltoall="deduplicated", batching=BATCH),
+    ),
     "dense": (DENSE, worlds.pool(Parallel(tp=4), alltoall="reduce", batching=BATCH)),
 }
 
@@ -132,6 +136,9 @@ def test_percentiles_are_held_against_their_targets() -> None:
     assert len(measured) == 540
     assert result.summary["ttft.p99"] == pytest.approx(measured["ttft"].quantile(0.99, interpolation="higher"))
     between = (result.summary["tpot.p50"] + result.summary["tpot.p99"]) / 2
+    assert result.verdict.binding == "tpot.p90"
+    assert result.verdict.why.startswith("meets every target; the tightest is tpot.p90, with ")
+    assert simulate(mixtral(serving()), plan()).verdict.why.startswith("carries the ")
     missed = simulate(mixtral(serving(tpot_p99=between, tpot_p50=between)), plan())
     assert missed.verdict.meets["tpot.p50"]
     assert not missed.verdict.meets["tpot.p99"]
@@ -223,6 +230,16 @@ def test_requests_that_outgrow_the_cache_are_told() -> None:
     assert not result.verdict.good
     assert result.verdict.binding == "kv cache"
     assert result.verdict.why.startswith("50 of 50 requests were refused")
+
+
+def test_a_time_that_no_request_has_is_kept() -> None:
+    """Where every answer is one token, there is no time between tokens to limit."""
+    one = replace(
+        serving(tpot_p99=0.01), requests=replace(serving().requests, output=Lengths(generator="constant", mean=1))
+    )
+    result = simulate(mixtral(one), plan())
+    assert result.verdict.good
+    assert np.isnan(result.summary["tpot.p99"])
 
 
 def test_speculation_gives_several_tokens_a_step() -> None:

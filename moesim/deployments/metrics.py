@@ -47,7 +47,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "itl": Metric(unit="s", less_is_better=True, meaning="gap between two output tokens of a request"),
         "e2e": Metric(unit="s", less_is_better=True, meaning="time from a request's arrival to its last token"),
-        "goodput": Metric(unit="requests/s", less_is_better=False, meaning="requests per second that kept every limit"),
+        "goodput": Metric(unit="/s", less_is_better=False, meaning="requests per second that kept every limit"),
         "utilization": Metric(unit="", less_is_better=False, meaning="share of time that replicas are at work"),
         "queue": Metric(unit="requests", less_is_better=True, meaning="mean number of requests that wait"),
         "step": Metric(

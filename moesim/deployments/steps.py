@@ -30,9 +30,10 @@ class StepTable:
     tokens : knots of the tokens in a step, over the whole replica and all its pipeline stages
     contexts : knots of the mean cached tokens of decoding sequences
     decode : ticks of a step that only decodes, by tokens and context
-    prompts : a step of prompts only, by tokens, as (even, alone, far, both): ticks where the prompts are dealt evenly
-        over the dp groups and their tokens attend to `near` others, and what is added where all of them are on one dp
-        group, for every token they attend to beyond `near`, and for both
+    prompts : a step of prompts only, by tokens and spread, as (near, far): ticks where prompt tokens attend to `near`
+        others, and what is added for each that they attend to beyond
+    spreads : knots of how unevenly prompts are dealt to the dp groups, from 0 (evenly) to 1 (all to one of them); one
+        knot where there is one group
     near : tokens attended to
     groups : dp groups
     width : tokens a decoding sequence brings to a step, drafts included
@@ -44,7 +45,8 @@ class StepTable:
     tokens: tuple[float, ...]
     contexts: tuple[float, ...]
     decode: tuple[tuple[float, ...], ...]
-    prompts: tuple[tuple[float, float, float, float], ...]
+    prompts: tuple[tuple[tuple[float, float], ...], ...]
+    spreads: tuple[float, ...]
     near: float
     groups: int
     width: int = 1
@@ -77,7 +79,9 @@ class StepTable:
 
         Examples
         --------
-        >>> table = StepTable(tokens=(1, 2), contexts=(0, 1), decode=(), prompts=(), near=0, groups=2, buckets=(1, 4))
+        >>> table = StepTable(
+        ...     tokens=(1, 2), contexts=(0, 1), decode=(), prompts=(), spreads=(), near=0, groups=2, buckets=(1, 4)
+        ... )
         >>> table.padded(2), table.padded(3), table.padded(9)
         (2, 8, 9)
         """
@@ -115,18 +119,27 @@ class StepTable:
         """
         decoded = sequences * self.width
         place, share = self._place(decoded + prompt)
-        even, alone, far, both = self.prompts[place - 1]
-        evens, alones, fars, boths = self.prompts[place]
         beyond = pairs / prompt - self.near
-        ticks = even + share * (evens - even) + (far + share * (fars - far)) * beyond
-        if self.groups > 1:
-            fullness = (fullest * self.groups / prompt - 1) / (self.groups - 1)
-            ticks += (alone + share * (alones - alone) + (both + share * (boths - both)) * beyond) * fullness
+        spread = (fullest * self.groups / prompt - 1) / (self.groups - 1) if self.groups > 1 else 0.0
+        low, high = self._prompts(place - 1, spread, beyond), self._prompts(place, spread, beyond)
+        ticks = low + share * (high - low)
         if decoded:
             mean = context / (sequences * GRAIN)
             low, high = (_linear(self.contexts, self.decode[knot], mean) for knot in (place - 1, place))
             ticks = ((low + share * (high - low)) * decoded + ticks * prompt) / (decoded + prompt)
         return max(round(ticks), 1)
+
+    def _prompts(self, knot: int, spread: float, beyond: float) -> float:
+        """Ticks of a step of prompts at a token knot."""
+        rows, spreads = self.prompts[knot], self.spreads
+        near, far = rows[0]
+        if len(rows) > 1:
+            place = 1 if spread < spreads[1] else 2
+            near, far = rows[place - 1]
+            nearer, farther = rows[place]
+            share = (spread - spreads[place - 1]) / (spreads[place] - spreads[place - 1])
+            near, far = near + share * (nearer - near), far + share * (farther - far)
+        return near + far * beyond
 
     def _place(self, tokens: float) -> tuple[int, float]:
         """The token knot above, and how far it is there from the one below.

@@ -32,6 +32,10 @@ from moesim.world.workload import Batch, Serving
 CONTEXTS = (0.125, 1.0, 8.0)
 """Knots of cached context, in mean prompts and answers."""
 
+CROWDED = 3.0
+"""Knot of the spread of prompts: how many times as many as evenly dealt the fullest dp group has more. About there
+exchanges that send a token to a node once stop growing with the tokens of a rank."""
+
 DISTANCES = (0.25, 4.0)
 """Knots of the tokens a prompt token attends to, in half mean prompts."""
 
@@ -52,13 +56,10 @@ def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most
     contexts = [share * request for share in CONTEXTS]
     distances = [share * serving.requests.input.mean / 2 for share in DISTANCES]
     shape = _Shape(scenario=scenario, pool=pool, width=1 + batching.speculated, prompt=serving.requests.input.mean)
-    spreads = (False, True) if p.dp > 1 else (False,)
+    spreads = (0.0, min(CROWDED / (p.dp - 1), 0.5), 1.0) if p.dp > 1 else (0.0,)
     passes = [shape.decoding(knot * p.edp, context) for knot in knots for context in contexts]
     prefills = [
-        shape.prompts(knot * p.edp, distance, alone=alone)
-        for knot in knots
-        for alone in spreads
-        for distance in distances
+        shape.prompts(knot * p.edp, distance, spread) for knot in knots for spread in spreads for distance in distances
     ]
     timed, kind, outside = pass_times(scenario, pool, arrangements, passes)
     decode = timed.reshape(len(knots), -1)
@@ -68,7 +69,8 @@ def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most
         tokens=tuple(float(knot * p.edp * p.pp) for knot in knots),
         contexts=tuple(contexts),
         decode=tuple(map(tuple, (decode * PER_SECOND).tolist())),
-        prompts=tuple(_coefficients(prompts * PER_SECOND, distances[1] - distances[0])),
+        prompts=tuple(_near_and_far(prompts * PER_SECOND, distances[1] - distances[0])),
+        spreads=spreads,
         near=distances[0],
         groups=p.dp,
         width=1 + batching.speculated,
@@ -78,13 +80,13 @@ def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most
     )
 
 
-def _coefficients(
+def _near_and_far(
     ticks: Float[np.ndarray, "tokens spread distance"], span: float
-) -> Iterator[tuple[float, float, float, float]]:
-    """Write times at both spreads and distances as (even, alone, far, both)."""
+) -> Iterator[tuple[tuple[float, float], ...]]:
+    """Write times at both distances as (near, far), by tokens and spread."""
     far = (ticks[:, :, 1] - ticks[:, :, 0]) / span
     for near, slope in zip(ticks[:, :, 0].tolist(), far.tolist(), strict=True):
-        yield near[0], near[-1] - near[0], slope[0], slope[-1] - slope[0]
+        yield tuple(zip(near, slope, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +118,11 @@ class _Shape:
         home = tokens / p.ranks
         return Pass(prefill=0.0, prompts=0.0, pairs=0.0, keys=0.0, decode=each, context=context, home=home)
 
-    def prompts(self, tokens: float, distance: float, *, alone: bool) -> Pass:
-        """Work on so many prompt tokens in one stage, on all dp groups or on one alone."""
+    def prompts(self, tokens: float, distance: float, spread: float) -> Pass:
+        """Work on so many prompt tokens in one stage, dealt evenly to the dp groups (0), all to one (1) or between."""
         p = self.pool.parallel
         group = p.tp * p.cp
-        each = max(tokens / (1 if alone else p.dp), 1.0)
+        each = max(tokens * (1 + spread * (p.dp - 1)) / p.dp, 1.0)
         prompts = max(each / self.prompt, 1.0)
         return Pass(
             prefill=each / group,
