@@ -214,7 +214,8 @@ def test_measuring_loads_nothing_but_torch_numpy_and_the_library_s_ground() -> N
     code = (
         "import sys, calibrate.suite, calibrate.session, calibrate.ranks, calibrate.measure\n"
         "print([name for name in ('scipy', 'pandas', 'pydantic', 'simpy', 'cyclopts', 'yaml', 'rich', 'jaxtyping')"
-        " if name in sys.modules], {'.'.join(name.split('.')[:2]) for name in sys.modules if name.startswith('moesim.')})"
+        " if name in sys.modules],"
+        " {'.'.join(name.split('.')[:2]) for name in sys.modules if name.startswith('moesim.')})"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[] {'moesim.ground'}"
