@@ -222,14 +222,15 @@ def test_a_model_larger_than_its_gpus_does_not_fit() -> None:
     assert set(result.tables) == {"memory"}
 
 
-def test_requests_that_outgrow_the_cache_are_told() -> None:
-    huge = replace(
-        serving(requests=50), requests=replace(serving().requests, input=Lengths(generator="constant", mean=9e8))
-    )
+@pytest.mark.parametrize("arrivals", [OPEN, CLOSED])
+def test_requests_that_outgrow_the_cache_are_told(arrivals: Arrivals) -> None:
+    long = Lengths(generator="constant", mean=9e8)
+    huge = replace(serving(requests=50), requests=replace(serving(arrivals).requests, input=long))
     result = simulate(mixtral(huge), plan())
     assert not result.verdict.good
     assert result.verdict.binding == "kv cache"
     assert result.verdict.why.startswith("50 of 50 requests were refused")
+    assert (result.summary["queue"], result.summary["throughput"], result.summary["goodput"]) == (0, 0, 0)
 
 
 def test_a_time_that_no_request_has_is_kept() -> None:

@@ -77,7 +77,9 @@ class Served:
     def window(self) -> tuple[Seconds, Seconds]:
         """When measuring begins and ends."""
         first, last = self.arrived[min(self.warm_up, len(self.arrived) - 1)], self.arrived[-1]
-        return float(first), float(last if last > first else max(first, self.done[np.isfinite(self.done)].max()))
+        if last == first:
+            last = np.max(self.done, where=np.isfinite(self.done), initial=first)
+        return float(first), float(max(last, first + 1 / PER_SECOND))
 
     @cached_property
     def log(self) -> Int[np.ndarray, "run 7"]:
@@ -148,7 +150,8 @@ def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
         values = getattr(served, name)
         good &= np.isnan(values) | (values <= limit)
     admitted = served.arrived + served.wait
-    waited = np.clip(admitted, begins, closes) - np.clip(served.arrived, begins, closes)
+    taken = np.isfinite(admitted)  # refused requests do not wait
+    waited = np.clip(admitted[taken], begins, closes) - np.clip(served.arrived[taken], begins, closes)
     start, ticks = served.log[:, 0] / PER_SECOND, served.log[:, 2] / PER_SECOND
     busy = np.clip(start + ticks, begins, closes) - np.clip(start, begins, closes)
     return {
