@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.passes.timeline import makespan
+from moesim.schedules.costs.bounds import bound
 from moesim.schedules.costs.forms import form_of
-from moesim.schedules.costs.pricing import bound, price
+from moesim.schedules.costs.pricing import price
 from moesim.schedules.ops import AllToAll, Copy, Elementwise, Gemm, Grouped, Reduce, fixed
 from moesim.schedules.schedule import Schedule, Task
 

@@ -68,6 +68,14 @@ class Arrangements:
             )
         return self._routed[key]
 
+    def active(self, total: int, half: int) -> float:
+        """Mean number of experts that so many tokens choose, over the draws of `routed`."""
+        return float((self._drawn(total, half) > 0).sum(axis=-1).mean())
+
+    def distinct(self, pool: Pool) -> Mapping[int, float]:
+        """Mean number of different blocks of ranks that one token's experts live in, by ranks per block."""
+        return self._distinct_blocks(pool, 1.0)
+
     def _drawn(self, total: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
         """Draw the choices of so many tokens in each sampled layer: the same for every plan that routes as many."""
         key = (total, half)

@@ -13,6 +13,7 @@ from moesim.deployments.serving.ticks import ticks
 from moesim.deployments.steps import GRAIN
 from moesim.ground.units import Bytes
 from moesim.passes.footprint import Memory, footprint
+from moesim.passes.table import table_of
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
@@ -45,8 +46,9 @@ def capacity(scenario: Scenario, pools: Sequence[Pool]) -> Capacity:
     long requests cheaper per token than short ones.
     """
     assert isinstance(scenario.workload, Serving)
-    point = operation(scenario.workload, pools)
-    memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.most)
+    columns = table_of(pools)
+    point = operation(scenario.workload, columns)
+    memory = footprint(scenario, columns, sequences=point.sequences, context=point.kept, tokens=point.most)
     cache = memory.items["kv cache"]
     room = memory.capacity - (memory.total - cache)
     per_token = cache / (point.sequences * point.kept)

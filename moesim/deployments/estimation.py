@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from moesim.deployments.arrangements import arrangements
-from moesim.deployments.pools import DRAWS, Estimates, Run, estimate_pools, mean_pass, unlike_stages
+from moesim.deployments.deployed import NONE, Deployments
+from moesim.deployments.operation import Passes
+from moesim.deployments.pools import Estimator, estimator_of, mean_pass, unlike_stages
+from moesim.deployments.ranges import Ranges, drawn_ranges, intervals
 from moesim.deployments.result import Result, Verdict
-from moesim.deployments.summary import Deployments, summarize, verdict
+from moesim.deployments.summary import summarize
 from moesim.deployments.tables import breakdown_table, memory_table, task_table
+from moesim.deployments.verdicts import targets_of, verdict
 from moesim.ground.errors import Fault, PlanError
-from moesim.ground.units import Seconds
+from moesim.ground.units import Seconds, weakest
 from moesim.passes.breakdown import breakdown
 from moesim.passes.footprint import describe
+from moesim.passes.table import table_of
 from moesim.passes.timeline import timeline
 from moesim.plans.plan import Plan
 from moesim.schedules.costs.pricing import price
 from moesim.schedules.schedule import Priced, Records
 from moesim.world.scenario import Scenario
-from moesim.world.workload import Serving
 
 
 def estimate(scenario: Scenario, plan: Plan, *, seed: int = 0) -> Result:
@@ -32,98 +35,127 @@ def estimate(scenario: Scenario, plan: Plan, *, seed: int = 0) -> Result:
     scenario : Scenario
         The world.
     plan : Plan
-        One pool that does everything; several pools are for the simulator of deployments.
+        One pool that does everything, or one that prefills and one that decodes.
     seed : int
-        Seed of the routing draws.
+        Seed of the routing draws and of the residuals.
 
     Returns
     -------
     Result
-        Tables ``breakdown`` (named parts of the slowest stage's pass), ``memory`` and ``tasks``; where the plan does
-        not fit, ``memory`` alone.
+        Every headline number with its range; tables ``breakdown`` (named parts of the slowest stage's pass, of the pool
+        that decodes), ``memory`` and ``tasks``; where the plan does not fit, ``memory`` alone.
 
     Raises
     ------
     PlanError
-        The plan has several pools.
+        The plan's pools have other roles.
     """
-    if len(plan.pools) != 1:
+    return estimate_deployed(scenario, *deployment_of(scenario, plan, seed=seed), 0)
+
+
+def deployment_of(scenario: Scenario, plan: Plan, *, seed: int = 0) -> tuple[Estimator, Deployments]:
+    """Write a plan as the one row of a set of deployments; the pool that decodes is the first of the table."""
+    roles = sorted(pool.role for pool in plan.pools)
+    if roles not in (["all"], ["decode", "prefill"]):
         fault = Fault(
             path="pools",
-            problem=f"{len(plan.pools)} pools; an estimate covers a plan of one pool with role `all`",
-            remedy="estimate each pool as a plan of its own",
+            problem=f"pools of roles {', '.join(roles)}",
+            remedy="estimate one pool of role `all`, or one of role `prefill` with one of role `decode`",
         )
         raise PlanError("plan", [fault])
-    pool = plan.pools[0]
-    estimates = estimate_pools(scenario, [pool], seed=seed)
+    pools = sorted(plan.pools, key=lambda pool: pool.role)
+    rows = np.arange(len(pools))
+    replicas = np.array([pool.replicas for pool in pools])
     deployed = Deployments(
-        pools=[pool],
-        pool=np.array([0]),
-        replicas=np.array([pool.replicas]),
+        table=table_of(pools),
+        pool=rows[:1],
+        replicas=replicas[:1],
+        feeder=rows[1:] if len(pools) > 1 else np.array([NONE]),
+        feeders=replicas[1:] if len(pools) > 1 else np.array([0]),
         spare_nodes=np.array([plan.spare_nodes]),
     )
-    summary = summarize(scenario, deployed, estimates)
-    targets = scenario.workload.targets if isinstance(scenario.workload, Serving) else ()
-    tables = {"memory": memory_table(estimates.memory, 0)}
-    unfit = _unfit(scenario, plan, estimates)
-    if unfit is None:
-        tables |= _pass_tables(scenario, plan, estimates, seed)
-    dominant = "" if unfit else str(tables["breakdown"]["part"].iloc[0])
+    estimator = estimator_of(scenario, deployed.table, seed=seed)
+    estimator.estimate(np.flatnonzero(estimator.memory.fits))
+    return estimator, deployed
+
+
+def estimate_deployed(
+    scenario: Scenario, estimator: Estimator, deployed: Deployments, row: int, ranges: Ranges | None = None
+) -> Result:
+    """Write the result of one of many estimated deployments.
+
+    Parameters
+    ----------
+    ranges : of this deployment, where they were drawn before
+    """
+    plan = deployed.plan(row)
+    used = [index for index in (int(deployed.pool[row]), int(deployed.feeder[row])) if index != NONE]
+    estimates = estimator.estimates
+    source = weakest(tuple(estimates.source[index] for index in used))
+    tables = {"memory": memory_table(estimator.memory, used[0])}
+    unfit = _unfit(scenario, estimator, used)
+    if unfit is not None:
+        return Result(
+            plan=plan, seed=estimator.run.seed, verdict=unfit, summary={}, tables=tables, source=source, outside=()
+        )
+    tables |= pass_tables(estimator, used[0])
+    one = deployed.take([row])
+    summary = summarize(scenario, one, estimates)
+    drawn = ranges or drawn_ranges(scenario, estimator, one)
     return Result(
         plan=plan,
-        seed=seed,
-        verdict=unfit or verdict(summary, targets, 0, dominant),
-        summary={name: float(values[0]) for name, values in summary.metrics.items()},
+        seed=estimator.run.seed,
+        verdict=verdict(summary, targets_of(scenario), 0, str(tables["breakdown"]["part"].iloc[0])),
+        summary=intervals(summary, drawn, 0, source),
         tables=tables,
-        source=estimates.source[0],
-        outside=estimates.outside,
+        source=source,
+        outside=tuple(sorted(estimates.outside)),
     )
 
 
-def _unfit(scenario: Scenario, plan: Plan, estimates: Estimates) -> Verdict | None:
+def _unfit(scenario: Scenario, estimator: Estimator, used: Sequence[int]) -> Verdict | None:
     """Say why a plan cannot run at all; None where it can."""
-    if not estimates.memory.fits[0]:
-        device = scenario.hardware.offer(plan.pools[0].node).node.device.name
-        return Verdict(fits=False, meets={}, binding="memory", why=describe(estimates.memory, 0, device))
-    if estimates.refused[0]:
-        return Verdict(fits=False, meets={}, binding="policy", why=estimates.refused[0])
+    for row in used:
+        if not estimator.memory.fits[row]:
+            device = scenario.hardware.offer(estimator.table.pool(row).node).node.device.name
+            return Verdict(fits=False, meets={}, binding="memory", why=describe(estimator.memory, row, device))
+        if row in estimator.estimates.refused:
+            return Verdict(fits=False, meets={}, binding="policy", why=estimator.estimates.refused[row])
     return None
 
 
-def _pass_tables(scenario: Scenario, plan: Plan, estimates: Estimates, seed: int) -> dict[str, pd.DataFrame]:
-    """Run the slowest stage's passes once more with their records kept, and tabulate them.
+def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
+    """Run the slowest stage's passes of one pool once more with their records kept, and tabulate them.
 
-    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens.
+    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens, if any does.
     """
-    share = float(estimates.operation.carrying[0])
-    priced, records = slowest_pass(scenario, plan, estimates, seed, carrying=True)
-    parts = _scaled(breakdown(priced, records), share)
-    if share < 1:
-        plain = breakdown(*slowest_pass(scenario, plan, estimates, seed, carrying=False))
-        for name, (busy, exposed) in _scaled(plain, 1 - share).items():
-            before = parts.get(name, (0.0, 0.0))
-            parts[name] = (before[0] + busy, before[1] + exposed)
-    return {"breakdown": breakdown_table(parts), "tasks": task_table(priced.schedule, records)}
+    share = float(estimator.estimates.operation.carrying[row])
+    parts: dict[str, tuple[Seconds, Seconds]] = {}
+    shown: tuple[Priced, Records] | None = None
+    for carrying, weight in ((True, share), (False, 1 - share)):
+        if weight > 0:
+            priced, records = slowest_pass(estimator, row, carrying=carrying)
+            shown = shown or (priced, records)
+            for name, (busy, exposed) in _scaled(breakdown(priced, records), weight).items():
+                before = parts.get(name, (0.0, 0.0))
+                parts[name] = (before[0] + busy, before[1] + exposed)
+    assert shown is not None
+    return {"breakdown": breakdown_table(parts), "tasks": task_table(shown[0].schedule, shown[1])}
 
 
 def _scaled(parts: Mapping[str, tuple[Seconds, Seconds]], share: float) -> dict[str, tuple[Seconds, Seconds]]:
     return {name: (share * busy, share * exposed) for name, (busy, exposed) in parts.items()}
 
 
-def slowest_pass(
-    scenario: Scenario, plan: Plan, estimates: Estimates, seed: int, *, carrying: bool
-) -> tuple[Priced, Records]:
+def slowest_pass(estimator: Estimator, row: int, *, carrying: bool) -> tuple[Priced, Records]:
     """Price and run the slowest stage's pass, the fastest of its alternatives, with every task's start and finish."""
-    pool = plan.pools[0]
-    node, fabric = scenario.hardware.offer(pool.node).node, scenario.hardware.fabric
-    run = Run(
-        scenario=scenario,
-        point=estimates.operation,
-        arrangements=arrangements(scenario, seed=seed, draws=DRAWS),
-    )
+    run, table = estimator.run, estimator.table.take([row])
+    pool = table.pool(0)
+    node, fabric = run.scenario.hardware.offer(pool.node).node, run.scenario.hardware.fabric
+    passes = Passes(table=table, point=run.point.take([row]), carrying=np.array([carrying]))
     stages = [
-        [price(schedule, node, fabric) for schedule in run.stage([pool], [0], stage, carrying=carrying).schedules()]
-        for stage in unlike_stages(scenario, pool)
+        [price(schedule, node, fabric) for schedule in run.stage(passes, stage).schedules()]
+        for stage in unlike_stages(run.scenario, pool)
     ]
     slowest = max((min(alternatives, key=_seconds) for alternatives in stages), key=_seconds)
     return slowest, timeline(slowest)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from moesim.ground.units import SourceKind, weakest
-from moesim.plans.plan import Pool
+from moesim.passes.table import PoolTable
 from moesim.world.hardware import MEMORY_TIERS
 from moesim.world.scenario import Scenario
 
 
-def scenario_grounds(scenario: Scenario, pools: Sequence[Pool]) -> list[SourceKind]:
+def scenario_grounds(scenario: Scenario, table: PoolTable) -> list[SourceKind]:
     """Name, for each pool, the weakest kind of source among the node, fabric, price, framework and routing numbers.
 
     Host and disk tiers are left out: a plan whose experts are all resident does not use them.
     """
-    kinds = {names: _ground(scenario, *names) for names in {(pool.node, pool.framework) for pool in pools}}
-    return [kinds[pool.node, pool.framework] for pool in pools]
+    kinds = [_ground(scenario, like.node, like.framework) for like in table.variants]
+    return [kinds[variant] for variant in table.variant]
 
 
 def _ground(scenario: Scenario, node_name: str, framework: str) -> SourceKind:

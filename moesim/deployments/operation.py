@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
-from moesim.passes.columns import column
-from moesim.plans.plan import Pool
-from moesim.policies.finding import make
-from moesim.policies.protocols import Batching
+from moesim.passes.columns import Column, as_column
+from moesim.passes.table import PoolTable, batching_of
 from moesim.world.workload import Batch, Serving, Training
 
 Numbers = Float[np.ndarray, "plan"]
@@ -44,51 +42,79 @@ class Operation:
     prefills: Numbers
     emitted: Numbers
 
-    def take(self, plans: Sequence[int]) -> Operation:
+    def take(self, plans: Sequence[int] | Int[np.ndarray, "plan"]) -> Operation:
         """Keep some of the plans."""
-        chosen = list(plans)
-        return Operation(**{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
+        return Operation(**{each.name: getattr(self, each.name)[plans] for each in fields(self)})
 
 
-def operation(workload: Serving | Training, pools: Sequence[Pool]) -> Operation:
-    """Find every pool's operating point: a full batch in serving, one microbatch in training."""
-    if isinstance(workload, Serving):
-        return _serving_operation(workload, pools)
-    return _training_operation(workload, pools)
+def _with(point: Operation, rows: Int[np.ndarray, "row"], part: Operation) -> Operation:
+    """Replace some plans' operating points."""
+    columns = {each.name: getattr(point, each.name).copy() for each in fields(point)}
+    for name, values in columns.items():
+        values[rows] = getattr(part, name)
+    return Operation(**columns)
 
 
-def batch_share(
-    workload: Serving | Training, pools: Sequence[Pool], point: Operation, share: float, *, carrying: bool
-) -> Batch:
-    """Write a share of the batch of an operating point, per rank, as columns over plans.
+def operation(workload: Serving | Training, table: PoolTable) -> Operation:
+    """Find every pool's operating point: a full batch in serving, one microbatch in training.
 
-    `share` is 1/2 for two-batch overlap; `carrying` says whether the pass carries prompt tokens besides decodes (a
-    training pass carries nothing else).
+    Pools of role ``prefill`` work on prompts alone, as many as their budget holds; those of role ``decode`` on decodes
+    alone.
     """
-    if isinstance(workload, Serving):
-        return _serving_batch(workload, pools, point, share, carrying=carrying)
-    return _training_batch(workload, pools, share)
+    if isinstance(workload, Training):
+        return _training_operation(workload, table)
+    point = _mixed_operation(workload, table)
+    for role, alone in (("prefill", _prefill_operation), ("decode", _decode_operation)):
+        likes = [number for number, like in enumerate(table.variants) if like.role == role]
+        rows = np.flatnonzero(np.isin(table.variant, likes))
+        if len(rows):
+            point = _with(point, rows, alone(workload, table.take(rows)))
+    return point
 
 
-def _training_operation(workload: Training, pools: Sequence[Pool]) -> Operation:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Passes:
+    """Passes of pools at their operating points, one a row; `carrying` says which carry prompt tokens besides decodes.
+
+    A training pass carries nothing else.
+    """
+
+    table: PoolTable
+    point: Operation
+    carrying: Bool[np.ndarray, "plan"]
+
+    def batch(self, workload: Serving | Training, share: float | Numbers) -> Batch:
+        """Write a share of every pass's batch, per rank, as columns; 1/2 for two-batch overlap."""
+        part = as_column(np.broadcast_to(np.asarray(share, float), (len(self.table),)))
+        if isinstance(workload, Serving):
+            return _serving_batch(workload, self, part)
+        return _training_batch(workload, self.table, part)
+
+
+def _training_operation(workload: Training, table: PoolTable) -> Operation:
     """One microbatch of whole sequences per dp group; nothing is decoded."""
-    sequences = np.array([float(pool.microbatch) for pool in pools])
-    group = np.array([float(pool.parallel.tp * pool.parallel.cp) for pool in pools])
-    none = np.zeros(len(pools))
+    sequences = table["microbatch"].astype(float)
+    none, one = np.zeros(len(table)), np.ones(len(table))
+    tokens = sequences * workload.sequence / table.members
     return Operation(
         sequences=sequences,
         decoding=none,
         chunk=sequences * workload.sequence,
-        carrying=np.ones(len(pools)),
+        carrying=one,
         kept=none,
-        tokens=sequences * workload.sequence / group,
-        most=sequences * workload.sequence / group,
-        prefills=np.ones(len(pools)),
+        tokens=tokens,
+        most=tokens,
+        prefills=one,
         emitted=none,
     )
 
 
-def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
+def _new_tokens(workload: Serving) -> float:
+    """Prompt tokens of a request that no prefix cache holds."""
+    return workload.requests.input.mean * (1 - workload.requests.prefix_hits)
+
+
+def _mixed_operation(workload: Serving, table: PoolTable) -> Operation:
     """Balance prefill and decode: as many prompt tokens enter as keep the batch full.
 
     A full batch of S sequences ends S / output requests a step, so S x input / output prompt tokens must enter per
@@ -96,15 +122,12 @@ def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
     same passes; the passes between decode only. Where the budget is too small the batch cannot stay full, and shrinks
     to what the budget feeds.
     """
-    batching: list[Batching] = [make("batching", pool.policy("batching")) for pool in pools]
-    requests = workload.requests
-    new, output = requests.input.mean * (1 - requests.prefix_hits), requests.output.mean
-    stages = np.array([float(pool.parallel.pp) for pool in pools])
-    group = np.array([float(pool.parallel.tp * pool.parallel.cp) for pool in pools])
-    speculated = np.array([float(policy.speculated) for policy in batching])
-    emitted = np.array([policy.emitted for policy in batching])
-    budget = np.array([float(policy.budget) for policy in batching])
-    wanted = np.array([float(policy.max_batch) for policy in batching]) / stages
+    requests, stages = workload.requests, table["pp"].astype(float)
+    new, output = _new_tokens(workload), requests.output.mean
+    speculated = table.each(lambda like: batching_of(like).speculated)
+    emitted = table.each(lambda like: batching_of(like).emitted)
+    budget = table.each(lambda like: batching_of(like).budget)
+    wanted = table["max_batch"] / stages
     decoding = np.minimum(wanted, budget * output / (new * emitted + output * (1 + speculated)))
     decoded = decoding * (1 + speculated)
     wanted_chunk = decoding * emitted * new / output
@@ -114,30 +137,66 @@ def _serving_operation(workload: Serving, pools: Sequence[Pool]) -> Operation:
         decoding=decoding,
         chunk=chunk,
         carrying=wanted_chunk / chunk,
-        kept=np.full(len(pools), requests.input.mean + output),
-        tokens=(wanted_chunk + decoded) / group,
-        most=(chunk + decoded) / group,
+        kept=np.full(len(table), requests.input.mean + output),
+        tokens=(wanted_chunk + decoded) / table.members,
+        most=(chunk + decoded) / table.members,
         prefills=np.maximum(new / chunk, 1.0),
         emitted=emitted,
     )
 
 
-def _serving_batch(
-    workload: Serving, pools: Sequence[Pool], point: Operation, share: float, *, carrying: bool
-) -> Batch:
+def _prefill_operation(workload: Serving, table: PoolTable) -> Operation:
+    """Prompts alone: a pass holds what the budget allows, a whole prompt at least where it has room for one."""
+    budget = table.each(lambda like: batching_of(like).budget)
+    new = _new_tokens(workload)
+    chunk = np.minimum(budget, table["max_batch"] * new)
+    none, one = np.zeros(len(table)), np.ones(len(table))
+    return Operation(
+        sequences=np.maximum(chunk / new, 1.0) * table["pp"],
+        decoding=none,
+        chunk=chunk,
+        carrying=one,
+        kept=np.full(len(table), float(workload.requests.input.mean)),
+        tokens=chunk / table.members,
+        most=chunk / table.members,
+        prefills=np.maximum(new / chunk, 1.0),
+        emitted=none,
+    )
+
+
+def _decode_operation(workload: Serving, table: PoolTable) -> Operation:
+    """Decodes alone, at the full batch; prompts arrive with their caches."""
+    speculated = table.each(lambda like: batching_of(like).speculated)
+    decoding = table["max_batch"] / table["pp"]
+    none = np.zeros(len(table))
+    tokens = decoding * (1 + speculated) / table.members
+    return Operation(
+        sequences=table["max_batch"].astype(float),
+        decoding=decoding,
+        chunk=none,
+        carrying=none,
+        kept=np.full(len(table), workload.requests.input.mean + workload.requests.output.mean),
+        tokens=tokens,
+        most=tokens,
+        prefills=none,
+        emitted=table.each(lambda like: batching_of(like).emitted),
+    )
+
+
+def _serving_batch(workload: Serving, passes: Passes, share: Column) -> Batch:
     """Write one pass's batch, per rank: decodes, and prompt tokens where it is carrying.
 
     A chunk attends to its prompt's prefix: half the new tokens before it on average, besides cached ones.
     """
-    requests = workload.requests
-    group = column([pool.parallel.tp * pool.parallel.cp for pool in pools])
-    speculated = column([float(_speculated(pool)) for pool in pools])
-    new = requests.input.mean * (1 - requests.prefix_hits)
+    requests, table, point = workload.requests, passes.table, passes.point
+    part = share / as_column(table.members)
+    speculated = as_column(table.each(lambda like: batching_of(like).speculated))
+    new = _new_tokens(workload)
     cached = requests.input.mean * requests.prefix_hits
-    chunk = column(list(point.chunk)) * carrying
-    prefill = chunk * share / group
-    decode = column(list(point.decoding)) * share / group
-    chunks = np.maximum(chunk / new, 1.0) * carrying * share / group
+    chunk = as_column(point.chunk * passes.carrying)
+    prefill = chunk * part
+    decode = as_column(point.decoding) * part
+    chunks = np.maximum(chunk / new, 1.0) * (chunk > 0) * part
     return Batch(
         prefill=prefill,
         prompts=prefill / new,
@@ -148,14 +207,9 @@ def _serving_batch(
     )
 
 
-def _speculated(pool: Pool) -> int:
-    policy: Batching = make("batching", pool.policy("batching"))
-    return policy.speculated
-
-
-def _training_batch(workload: Training, pools: Sequence[Pool], share: float) -> Batch:
+def _training_batch(workload: Training, table: PoolTable, share: Column) -> Batch:
     """Write one microbatch of training, per rank."""
-    sequences = column([pool.microbatch / (pool.parallel.tp * pool.parallel.cp) for pool in pools]) * share
+    sequences = as_column(table["microbatch"] / table.members) * share
     length = float(workload.sequence)
     none = np.zeros_like(sequences)
     return Batch(

@@ -6,11 +6,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 
 from moesim.deployments.arrangements import Arrangements, arrangements
 from moesim.deployments.grounding import scenario_grounds
-from moesim.deployments.operation import Operation, batch_share, operation
+from moesim.deployments.operation import Operation, Passes, operation
+from moesim.deployments.residuals import Residuals
 from moesim.ground.errors import PolicyError
 from moesim.ground.units import SourceKind, weakest
 from moesim.passes.columns import stage_layers, structure
@@ -18,6 +19,7 @@ from moesim.passes.footprint import Memory, footprint
 from moesim.passes.lowering import Lowering, halves_wanted, lower
 from moesim.passes.presence import home_tokens
 from moesim.passes.repetition import shortened
+from moesim.passes.table import PoolTable
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Pool
 from moesim.schedules.costs.pricing import grounds, price_together
@@ -37,91 +39,121 @@ class Estimates:
 
     `step` is the mean time in which every sequence in flight gets its next token: a microbatch's pass through the
     slowest stage, times the stages; `carrying` is that of a pass that carries prompt tokens. Both are NaN where the
-    pool does not fit or was refused. `refused` says why ("" where it was not).
-    `source` is the weakest kind of source each number rests on.
+    pool was not timed. `refused` says, by row, why a policy refused. `source` is the weakest kind of source each number
+    rests on, `outside` what left the range its cost form was calibrated on.
     """
 
     operation: Operation
     memory: Memory
     step: Float[np.ndarray, "plan"]
     carrying: Float[np.ndarray, "plan"]
-    refused: tuple[str, ...]
-    source: tuple[SourceKind, ...]
-    outside: tuple[str, ...]
+    refused: dict[int, str]
+    source: list[SourceKind]
+    outside: set[str]
 
 
 def estimate_pools(
     scenario: Scenario,
-    pools: Sequence[Pool],
+    table: PoolTable,
     *,
     seed: int = 0,
     draws: int = DRAWS,
-    progress: Callable[[float], None] = lambda share: None,
 ) -> Estimates:
-    """Estimate the step time of many pools at their full batch.
-
-    Parameters
-    ----------
-    scenario : Scenario
-        The world.
-    pools : sequence of Pool
-        Any mixture of structures.
-    seed : int
-        Seed of the routing draws; equal for all pools, so that their differences are theirs.
-    draws : int
-        Routing draws to average over.
-    progress : callable
-        Told the share done, from 0 to 1, now and then.
-    """
-    point = operation(scenario.workload, pools)
-    memory = footprint(scenario, pools, sequences=point.sequences, context=point.kept, tokens=point.most)
-    run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
-    step, carrying = np.full(len(pools), np.nan), np.full(len(pools), np.nan)
-    refused = [""] * len(pools)
-    source = scenario_grounds(scenario, pools)
-    outside: set[str] = set()
-    done = 0
-    for group in _structures(scenario, pools, memory.fits):
-        for block in (group[i : i + BLOCK] for i in range(0, len(group), BLOCK)):
-            done += len(block)
-            progress(done / memory.fits.sum())
-            for part, times in run.parts(pools, block):
-                if isinstance(times, PolicyError):
-                    refused[part[0]] = str(times)
-                    continue
-                step[part], carrying[part] = times.step, times.carrying
-                for index in part:
-                    source[index] = weakest((source[index], times.source))
-                outside.update(times.outside)
-    return Estimates(
-        operation=point,
-        memory=memory,
-        step=step,
-        carrying=carrying,
-        refused=tuple(refused),
-        source=tuple(source),
-        outside=tuple(sorted(outside)),
-    )
-
-
-def _structures(scenario: Scenario, pools: Sequence[Pool], fits: Bool[np.ndarray, "plan"]) -> list[list[int]]:
-    """Group the pools that fit by structure, in order of first appearance."""
-    groups: dict[Hashable, list[int]] = {}
-    for index, pool in enumerate(pools):
-        if fits[index]:
-            node = scenario.hardware.offer(pool.node).node
-            groups.setdefault(structure(pool, node, scenario.hardware.fabric), []).append(index)
-    return list(groups.values())
+    """Estimate the step time of many pools at their full batch; see `Estimator`."""
+    estimator = estimator_of(scenario, table, seed=seed, draws=draws)
+    return estimator.estimate(np.flatnonzero(estimator.memory.fits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Times:
-    """Step times of a block of plans, and what they rest on."""
+class Times:
+    """Mean seconds of a step, and of a pass that carries prompt tokens; what they rest on, and why none were found."""
 
     step: Float[np.ndarray, "plan"]
     carrying: Float[np.ndarray, "plan"]
     source: SourceKind
     outside: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Estimator:
+    """Many pools with their operating points and memory, to be timed a few at a time in whatever order.
+
+    What was timed is kept in `estimates`, whose columns are as long as the table.
+    """
+
+    run: Run
+    table: PoolTable
+    memory: Memory
+    estimates: Estimates
+
+    def estimate(
+        self, rows: Int[np.ndarray, "row"], progress: Callable[[float], None] = lambda share: None
+    ) -> Estimates:
+        """Time some pools, those of one structure together, and keep the results.
+
+        Parameters
+        ----------
+        rows : rows of the table; they must fit
+        progress : told the share of them done, from 0 to 1
+        """
+        done = 0
+        for group in self.structures(rows):
+            for block in (group[i : i + BLOCK] for i in range(0, len(group), BLOCK)):
+                for part, times in self.run.parts(self.table, block):
+                    self._keep(part, times)
+                done += len(block)
+                progress(done / len(rows))
+        return self.estimates
+
+    def _keep(self, part: Sequence[int], times: Times | PolicyError) -> None:
+        """Write the times of some pools down, or why one of them has none."""
+        found = self.estimates
+        if isinstance(times, PolicyError):
+            found.refused[part[0]] = str(times)
+            return
+        found.step[part], found.carrying[part] = times.step, times.carrying
+        found.outside.update(times.outside)
+        for index in part:
+            found.source[index] = weakest((found.source[index], times.source))
+
+    def structures(self, rows: Int[np.ndarray, "row"]) -> list[list[int]]:
+        """Group pools by structure, in order of first appearance."""
+        groups: dict[Hashable, list[int]] = {}
+        hardware = self.run.scenario.hardware
+        for index in map(int, rows):
+            pool = self.table.pool(index)
+            node = hardware.offer(pool.node).node
+            groups.setdefault(structure(pool, node, hardware.fabric), []).append(index)
+        return list(groups.values())
+
+
+def estimator_of(scenario: Scenario, table: PoolTable, *, seed: int = 0, draws: int = DRAWS) -> Estimator:
+    """Find the operating point and the memory of every pool; nothing is timed yet.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The world.
+    table : PoolTable
+        Pools of any mixture of structures.
+    seed : int
+        Seed of the routing draws; equal for all pools, so that their differences are theirs.
+    draws : int
+        Routing draws to average over.
+    """
+    point = operation(scenario.workload, table)
+    memory = footprint(scenario, table, sequences=point.sequences, context=point.kept, tokens=point.most)
+    estimates = Estimates(
+        operation=point,
+        memory=memory,
+        step=np.full(len(table), np.nan),
+        carrying=np.full(len(table), np.nan),
+        refused={},
+        source=scenario_grounds(scenario, table),
+        outside=set(),
+    )
+    run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
+    return Estimator(run=run, table=table, memory=memory, estimates=estimates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,58 +164,71 @@ class Run:
     point: Operation
     arrangements: Arrangements
 
-    def parts(
-        self, pools: Sequence[Pool], block: Sequence[int]
-    ) -> Iterator[tuple[Sequence[int], _Times | PolicyError]]:
+    @property
+    def seed(self) -> int:
+        """Seed of everything drawn."""
+        return self.arrangements.seed
+
+    def parts(self, table: PoolTable, block: Sequence[int]) -> Iterator[tuple[Sequence[int], Times | PolicyError]]:
         """Estimate a block; where a policy refuses one of its plans, each plan alone."""
         try:
-            yield block, self.block(pools, block)
+            yield block, self.block(table, block)
         except PolicyError as refusal:
             if len(block) == 1:
                 yield block, refusal
             else:
                 for index in block:
-                    yield from self.parts(pools, [index])
+                    yield from self.parts(table, [index])
 
-    def block(self, pools: Sequence[Pool], block: Sequence[int]) -> _Times:
-        """Estimate plans of one structure: passes that carry prompt tokens and those that do not, by their shares."""
-        chosen = [pools[index] for index in block]
+    def block(self, table: PoolTable, block: Sequence[int], residuals: Residuals | None = None) -> Times:
+        """Estimate plans of one structure: passes that carry prompt tokens and those that do not, by their shares.
+
+        Both kinds are rows of one lowering. With residuals, times get a first axis of their draws.
+        """
         share = self.point.take(block).carrying
-        carrying, kinds, outside = self._pass(chosen, block, carrying=True)
-        step = carrying
-        if np.any(share < 1):
-            plain, *_ = self._pass(chosen, block, carrying=False)
-            step = share * carrying + (1 - share) * plain
-        return _Times(step=step, carrying=carrying, source=weakest(kinds), outside=outside)
+        carrying, plain = np.flatnonzero(share > 0), np.flatnonzero(share < 1)
+        rows = np.array(block)[np.concatenate([carrying, plain])]
+        kinds = np.repeat([True, False], [len(carrying), len(plain)])
+        passes = Passes(table=table.take(rows), point=self.point.take(rows), carrying=kinds)
+        seconds, sources, outside = self.passes(passes, residuals)
+        both = np.full((2, *seconds.shape[:-1], len(block)), np.nan)
+        both[0, ..., carrying] = seconds[..., : len(carrying)].T
+        both[1, ..., plain] = seconds[..., len(carrying) :].T
+        step = np.where(share > 0, share * both[0], 0.0) + np.where(share < 1, (1 - share) * both[1], 0.0)
+        found = np.where(share > 0, both[0], both[1])
+        return Times(step=step, carrying=found, source=weakest(sources), outside=outside)
 
-    def _pass(
-        self, pools: Sequence[Pool], block: Sequence[int], *, carrying: bool
-    ) -> tuple[Float[np.ndarray, "plan"], tuple[SourceKind, ...], tuple[str, ...]]:
-        """Time one kind of pass: the slowest stage's, times the stages, plus the host's own time."""
-        first = pools[0]
+    def passes(
+        self, passes: Passes, residuals: Residuals | None = None
+    ) -> tuple[Float[np.ndarray, "... pass"], tuple[SourceKind, ...], tuple[str, ...]]:
+        """Time passes of one structure: the slowest stage's time, times the stages, plus the host's own."""
+        first = passes.table.pool(0)
         node, fabric = self.scenario.hardware.offer(first.node).node, self.scenario.hardware.fabric
-        slowest = np.zeros(len(pools))
+        slowest = np.zeros(len(passes.table))
         kinds: list[SourceKind] = []
         outside: set[str] = set()
         for stage in unlike_stages(self.scenario, first):
             layers = shortened(self.scenario.model, stage_layers(self.scenario.model, first.parallel.pp, stage))
-            lowering = self.stage(pools, block, stage, carrying=carrying)
+            lowering = self.stage(passes, stage)
             base = lowering.schedules(layers.base)
             fewer = [lowering.schedules(without) for without in layers.without]
             priced = price_together([schedule for part in (base, *fewer) for schedule in part], node, fabric)
-            times = np.stack([mean_pass(each, len(pools)) for each in priced]).reshape(-1, len(base), len(pools))
-            slowest = np.maximum(slowest, whole_pass(times, layers.missing).min(axis=0))
+            if residuals is not None:
+                priced = tuple(residuals.applied(each, node, fabric) for each in priced)
+            times = np.stack([mean_pass(each, len(passes.table)) for each in priced])
+            whole = whole_pass(times.reshape(-1, len(base), *times.shape[1:]), layers.missing)
+            slowest = np.maximum(slowest, whole.min(axis=0))
             ground = grounds(base[0], node, fabric)
             kinds.append(ground.weakest)
             outside.update(ground.outside)
         host = self.scenario.frameworks[first.framework].step
         return slowest * first.parallel.pp + host, tuple(kinds), tuple(sorted(outside))
 
-    def stage(self, pools: Sequence[Pool], block: Sequence[int], stage: int, *, carrying: bool) -> Lowering:
-        """Lower one stage of plans of one structure, at their operating points."""
+    def stage(self, passes: Passes, stage: int) -> Lowering:
+        """Lower one stage of passes of one structure, at their operating points."""
+        pools = passes.table.pools()
         halves = halves_wanted(pools[0])
-        point = self.point.take(block)
-        batch = batch_share(self.scenario.workload, pools, point, 1 / halves, carrying=carrying)
+        batch = passes.batch(self.scenario.workload, 1 / halves)
         kinds = [home_tokens(layer, self.scenario.model, batch)[:, 0, 0] for layer in self.arrangements.kinds]
         layouts = [
             self.arrangements.layout(pool, each) for pool, each in zip(pools, batch.tokens[:, 0, 0], strict=True)
@@ -209,14 +254,16 @@ def unlike_stages(scenario: Scenario, pool: Pool) -> tuple[int, ...]:
 
 
 def whole_pass(
-    times: Float[np.ndarray, "variant alternative plan"], missing: Sequence[int]
-) -> Float[np.ndarray, "alternative plan"]:
+    times: Float[np.ndarray, "variant alternative *lead"], missing: Sequence[int]
+) -> Float[np.ndarray, "alternative *lead"]:
     """Time of a whole stage from that of its shortened one (first) and of those with one more turn left out."""
-    turns = np.array(missing, dtype=float)[:, None, None]
+    turns = np.array(missing, dtype=float).reshape(-1, *[1] * (times.ndim - 1))
     return np.asarray(times[0] + (turns * (times[:1] - times[1:])).sum(axis=0))
 
 
-def mean_pass(priced: Priced, plans: int) -> Float[np.ndarray, "plan"]:
+def mean_pass(priced: Priced, plans: int) -> Float[np.ndarray, "*lead plan"]:
     """Mean over routing draws of the time from a pass's start to its last task's end, per plan."""
     spans = makespan(priced)
-    return np.asarray(np.broadcast_to(spans, (plans, *spans.shape[1:])).reshape(plans, -1).mean(axis=1))
+    if spans.ndim < 2:
+        return np.broadcast_to(spans, (plans,))
+    return np.asarray(np.broadcast_to(spans, (*spans.shape[:-2], plans, spans.shape[-1])).mean(axis=-1))

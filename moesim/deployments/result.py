@@ -13,6 +13,23 @@ from moesim.plans.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A headline number with its range: P10, the number itself, P90, in SI units.
+
+    `source` is the weakest kind of source it rests on. ``float(interval)`` is the number itself.
+    """
+
+    low: float
+    mid: float
+    high: float
+    unit: str
+    source: SourceKind
+
+    def __float__(self) -> float:
+        return self.mid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Whether a plan fits and meets its targets, what binds it, and why in one sentence with numbers."""
 
@@ -33,7 +50,7 @@ class Result(Shown):
 
     Attributes
     ----------
-    summary : headline numbers by metric name (`metrics.METRICS`), SI
+    summary : headline numbers by metric name (`metrics.METRICS`), each with its range
     tables : tidy tables by name (breakdown, memory, tasks); units in ``.attrs["units"]`` by column
     source : the weakest kind of source the numbers rest on
     outside : inputs that left the range their cost form was calibrated on
@@ -42,7 +59,7 @@ class Result(Shown):
     plan: Plan
     seed: int
     verdict: Verdict
-    summary: Mapping[str, float]
+    summary: Mapping[str, Interval]
     tables: Mapping[str, pd.DataFrame]
     source: SourceKind
     outside: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -11,14 +11,16 @@ from moesim.deployments.arrangements import Arrangements, arrangements
 from moesim.deployments.capacity import Capacity, capacity
 from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.judging import headline, judge, unfit
+from moesim.deployments.metrics import METRICS, base_metric
 from moesim.deployments.pools import DRAWS
-from moesim.deployments.result import Result, Verdict
+from moesim.deployments.result import Interval, Result, Verdict
 from moesim.deployments.serving.asked import Asked, generate
 from moesim.deployments.serving.measures import request_table, step_table
 from moesim.deployments.staging import deploy, in_order
 from moesim.deployments.tables import memory_table
 from moesim.ground.errors import Fault, PlanError, PolicyError, WorkloadError
 from moesim.ground.units import SourceKind, weakest
+from moesim.passes.table import table_of
 from moesim.plans.plan import Plan
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
@@ -131,7 +133,7 @@ def _simulated(
     """Simulate one plan."""
     assert isinstance(scenario.workload, Serving)
     room = capacity(scenario, plan.pools)
-    source = weakest(tuple(scenario_grounds(scenario, plan.pools)))
+    source = weakest(tuple(scenario_grounds(scenario, table_of(plan.pools))))
     verdict = unfit(scenario, plan, room)
     if verdict is not None:
         return _hopeless(plan, room, source, seed, verdict)
@@ -147,11 +149,20 @@ def _simulated(
         plan=plan,
         seed=seed,
         verdict=judge(scenario.workload.targets, summary, runs, min(limits.largest for limits in room.limits)),
-        summary={name: value for name, value in summary.items() if name != "offered"},
+        summary=_intervals(summary, weakest((source, *(table.source for table in tables)))),
         tables={"requests": request_table(runs[0]), "steps": step_table(runs[0]), "memory": _memory(plan, room)},
         source=weakest((source, *(table.source for table in tables))),
         outside=tuple(sorted({name for table in tables for name in table.outside})),
     )
+
+
+def _intervals(summary: Mapping[str, float], source: SourceKind) -> dict[str, Interval]:
+    """Write headline numbers without a range."""
+    return {
+        name: Interval(low=value, mid=value, high=value, unit=METRICS[base_metric(name)].unit, source=source)
+        for name, value in summary.items()
+        if name != "offered"
+    }
 
 
 def _hopeless(plan: Plan, room: Capacity, source: SourceKind, seed: int, verdict: Verdict) -> Result:

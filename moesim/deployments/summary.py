@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from moesim.deployments.metrics import METRICS, SIMULATED, base_metric
+from moesim.deployments.deployed import NONE, Deployments, nodes_of
+from moesim.deployments.metrics import METRICS, SIMULATED
 from moesim.deployments.pools import Estimates
-from moesim.deployments.result import Verdict
-from moesim.ground.units import FlopPerSecond, show
-from moesim.passes.columns import formats
+from moesim.ground.units import FlopPerSecond
+from moesim.passes.columns import column, formats
+from moesim.passes.footprint import cache_bytes
 from moesim.passes.presence import presence
+from moesim.passes.table import PoolTable, Whole
 from moesim.plans.plan import Pool
+from moesim.schedules.costs.collectives import send
+from moesim.schedules.costs.fits import machine_of
 from moesim.world.formats import COMPUTE_OF
+from moesim.world.hardware import network
 from moesim.world.model import Model, active_parameters, layer_parameters
 from moesim.world.scenario import Scenario
-from moesim.world.workload import Serving, Target, Training
+from moesim.world.workload import Serving, Training
 
 Numbers = Float[np.ndarray, "plan"]
 
@@ -29,16 +35,6 @@ class Summary:
 
     metrics: Mapping[str, Numbers]
     offered: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Deployments:
-    """Many deployments of estimated pools: which pool, how many replicas of it, how many spare nodes."""
-
-    pools: Sequence[Pool]
-    pool: Int[np.ndarray, "plan"]
-    replicas: Int[np.ndarray, "plan"]
-    spare_nodes: Int[np.ndarray, "plan"]
 
 
 def estimated_metrics(workload: Serving | Training) -> tuple[str, ...]:
@@ -54,54 +50,108 @@ def offered_rate(workload: Serving | Training) -> float:
     return workload.requests.arrivals.rate * workload.requests.output.mean
 
 
-def summarize(scenario: Scenario, deployed: Deployments, estimates: Estimates) -> Summary:
+def summarize(
+    scenario: Scenario, deployed: Deployments, estimates: Estimates, rent: Mapping[str, Numbers] | None = None
+) -> Summary:
     """Turn step times of pools into headline numbers of deployments.
 
     Throughput is what the replicas can do at full batch; the price per token is over the tokens asked for, where the
-    workload asks for fewer.
+    workload asks for fewer. Of a pool that prefills and one that decodes, the slower decides what both deliver.
+
+    Parameters
+    ----------
+    rent : USD/s per gpu of each node type, one number per deployment; the offers' own where it is left out
     """
-    per_pool = _per_pool(scenario, deployed.pools, estimates)
+    per_pool = pool_metrics(scenario, deployed.table, estimates)
     metrics = {name: values[deployed.pool] for name, values in per_pool.items()}
-    offers = [scenario.hardware.offer(pool.node) for pool in deployed.pools]
-    per_node = np.array([offer.node.gpus for offer in offers])[deployed.pool]
-    replica = np.array([pool.parallel.gpus for pool in deployed.pools])[deployed.pool]
-    rent = np.array([offer.rent for offer in offers])[deployed.pool]
-    nodes = -(-deployed.replicas * replica // per_node) + deployed.spare_nodes
-    gpus = (nodes * per_node).astype(float)
-    throughput = metrics.pop("replica_throughput") * deployed.replicas
+    gpus, price = _bill(scenario, deployed, rent)
+    throughput = metrics.pop("rate") * deployed.replicas
+    fed = deployed.feeder != NONE
+    if fed.any():
+        feeder = {name: np.where(fed, values[deployed.feeder], np.nan) for name, values in per_pool.items()}
+        throughput = np.where(fed, np.fmin(throughput, feeder["rate"] * deployed.feeders), throughput)
+        metrics["ttft"] = np.where(fed, feeder["ttft"], metrics["ttft"])
+        metrics["tpot"] = metrics["tpot"] + np.where(fed, transfer(scenario, deployed), 0.0)
+        metrics["memory_headroom"] = np.fmin(metrics["memory_headroom"], feeder["memory_headroom"])
     offered = offered_rate(scenario.workload)
     served = np.minimum(throughput, offered) if offered else throughput
     metrics |= {
         "throughput": throughput,
         "throughput_per_gpu": throughput / gpus,
-        "price": gpus * rent,
-        "price_per_token": gpus * rent / served,
+        "price": price,
+        "price_per_token": price / served,
         "gpus": gpus,
     }
     return Summary(metrics=metrics, offered=offered)
 
 
-def _per_pool(scenario: Scenario, pools: Sequence[Pool], estimates: Estimates) -> dict[str, Numbers]:
-    """Headline numbers of one replica of each pool."""
-    training = isinstance(scenario.workload, Training)
+def _bill(scenario: Scenario, deployed: Deployments, rent: Mapping[str, Numbers] | None) -> tuple[Numbers, Numbers]:
+    """Gpus of all nodes, spares too, and their price rate."""
+    table, offer = deployed.table, scenario.hardware.offer
+    gpus, price = np.zeros(len(deployed)), np.zeros(len(deployed))
+    used = [(deployed.pool, deployed.replicas, deployed.spare_nodes)]
+    used.append((deployed.feeder, deployed.feeders, np.zeros_like(deployed.feeders)))
+    per_node = table.each(lambda like: offer(like.node).node.gpus)
+    own = table.each(lambda like: offer(like.node).rent)
+    for pool, replicas, spares in used:
+        here = (nodes_of(scenario, table, pool, replicas) + spares) * per_node[pool] * (pool != NONE)
+        gpus += here
+        price += here * (own[pool] if rent is None else _rent(table, pool, rent))
+    return gpus, price
+
+
+def _rent(table: PoolTable, pool: Whole, rent: Mapping[str, Numbers]) -> Numbers:
+    """Pick each deployment's price by its pool's node type."""
+    names = np.array([like.node for like in table.variants])[table.variant[pool]]
+    return np.asarray(np.select([names == name for name in rent], list(rent.values())))
+
+
+def transfer(scenario: Scenario, deployed: Deployments) -> Numbers:
+    """Seconds that handing a prompt's cache over adds to each output token after the first.
+
+    The cache of a prompt crosses from one pool's node to the other's, each rank of the dp group that decodes it
+    receiving its share: latency + bytes / bandwidth (a message, `collectives.send`), over the other output tokens.
+    """
+    workload, hardware = scenario.workload, scenario.hardware
+    assert isinstance(workload, Serving)
+
+    def seconds(like: Pool, tp: int, cp: int) -> float:
+        node = hardware.offer(like.node).node
+        tier = network(node, hardware.fabric[:1])[-1]
+        context, group = column([workload.requests.input.mean]), (column([tp]), column([cp]))
+        share = cache_bytes(scenario.model.layers, formats(like, scenario.model)["kv"], context, *group)
+        params = machine_of(node, hardware.fabric).transfer("send", tier.name).params
+        return float(send(share, params=params, tier=tier).item())
+
+    each = deployed.table.each(seconds, "tp", "cp")[deployed.pool]
+    return np.asarray(each / max(workload.requests.output.mean - 1.0, 1.0))
+
+
+def pool_metrics(scenario: Scenario, table: PoolTable, estimates: Estimates) -> dict[str, Numbers]:
+    """Headline numbers of one replica of each pool; `rate` is what it can do in output tokens/s (training: tokens/s).
+
+    A pool that only prefills is rated by the output tokens of the requests whose prompts it finishes.
+    """
+    workload = scenario.workload
+    training = isinstance(workload, Training)
     point, step = estimates.operation, estimates.step
-
-    def of(value: Callable[[Pool], float]) -> Numbers:
-        return np.array([float(value(pool)) for pool in pools])
-
-    groups, stages = of(lambda pool: pool.parallel.dp), of(lambda pool: pool.parallel.pp)
-    per_step = point.chunk * stages if training else point.sequences * point.emitted
-    members = of(lambda pool: pool.parallel.tp * pool.parallel.cp)
-    work = pass_work(scenario.model, point.chunk * point.carrying, point.tokens * members, training=training)
-    peak = of(lambda pool: expert_peak(scenario, pool))
+    per_step = point.chunk * table["pp"] if training else point.sequences * point.emitted
+    prefilling = table.each(lambda like: like.role == "prefill") > 0
+    if isinstance(workload, Serving):
+        new = workload.requests.input.mean * (1 - workload.requests.prefix_hits)
+        prompts = point.chunk * table["pp"] / new * workload.requests.output.mean
+        per_step = np.where(prefilling, prompts, per_step)
+    work = pass_work(scenario.model, point.chunk * point.carrying, point.tokens * table.members, training=training)
+    peak = table.each(lambda like: expert_peak(scenario, like))
     metrics = {
-        "replica_throughput": per_step * groups / step,
+        "rate": per_step * table["dp"] / step,
         "step": step,
-        "mfu": work * groups * stages / (step * peak * of(lambda pool: pool.parallel.gpus)),
+        "mfu": work * table["dp"] * table["pp"] / (step * peak * table.gpus),
         "memory_headroom": estimates.memory.headroom,
     }
     if not training:
-        metrics |= {"tpot": step / point.emitted, "ttft": step / 2 + estimates.carrying * point.prefills}
+        metrics["tpot"] = np.where(prefilling, np.nan, step / np.where(prefilling, 1.0, point.emitted))
+        metrics["ttft"] = step / 2 + estimates.carrying * point.prefills
     return metrics
 
 
@@ -112,13 +162,14 @@ def pass_work(model: Model, prompts: Numbers, tokens: Numbers, *, training: bool
     """
     work = np.zeros_like(tokens)
     head = active_parameters(model)
-    seen = np.zeros_like(tokens)
-    for layer in model.layers:
+    for layer, times in Counter(model.layers).items():
         prompt, answer = presence(layer, model, backward=training)
         seen = prompts * prompt + (tokens - prompts) * answer
-        weights = layer_parameters(layer, active=True)
+        weights = times * layer_parameters(layer, active=True)
         work = work + seen * weights
         head -= weights
+    prompt, answer = presence(model.layers[-1], model, backward=training)
+    seen = prompts * prompt + (tokens - prompts) * answer
     return np.asarray(2.0 * (work + seen * head) * (3.0 if training else 1.0))
 
 
@@ -127,42 +178,3 @@ def expert_peak(scenario: Scenario, pool: Pool) -> FlopPerSecond:
     rates = scenario.hardware.offer(pool.node).node.device.flop_rate
     dtypes = COMPUTE_OF[formats(pool, scenario.model)["experts"]]
     return next((rates[dtype] for dtype in dtypes if dtype in rates), max(rates.values()))
-
-
-def misses(summary: Summary, targets: Sequence[Target]) -> Mapping[str, Numbers]:
-    """Relative miss of every target by every plan: value / limit - 1, positive where missed; load is one of them.
-
-    A percentile target is held against the mean that a formula gives; `simulate` has the percentiles.
-    """
-    found = {
-        target.metric: summary.metrics[base_metric(target.metric)] / target.limit - 1
-        for target in targets
-        if base_metric(target.metric) in summary.metrics
-    }
-    if summary.offered:
-        found["load"] = summary.offered / summary.metrics["throughput"] - 1
-    return found
-
-
-def verdict(summary: Summary, targets: Sequence[Target], index: int, dominant: str) -> Verdict:
-    """Say whether one plan that fits is good, and what binds it.
-
-    `dominant` is the named part of the step with the largest exposed time, which binds a plan that meets everything.
-    """
-    found = {name: float(values[index]) for name, values in misses(summary, targets).items()}
-    meets = {name: miss <= 0 for name, miss in found.items()}
-    tightest = max(found, key=lambda name: found[name], default="")
-    if tightest and found[tightest] > 0:
-        return Verdict(fits=True, meets=meets, binding=tightest, why=miss_in_words(summary, targets, tightest, index))
-    why = f"meets every target; the tightest is {tightest}, with {-found[tightest]:.0%} to spare" if found else "fits"
-    return Verdict(fits=True, meets=meets, binding=dominant, why=why)
-
-
-def miss_in_words(summary: Summary, targets: Sequence[Target], name: str, index: int) -> str:
-    """Write a missed target with its numbers."""
-    if name == "load":
-        able = float(summary.metrics["throughput"][index])
-        return f"carries {able:,.0f} of the {summary.offered:,.0f} output tokens/s asked for"
-    limit = next(target.limit for target in targets if target.metric == name)
-    value = float(summary.metrics[base_metric(name)][index])
-    return f"{name} = {show(value, 's')} misses its limit of {show(limit, 's')}"

@@ -11,6 +11,7 @@ from moesim.ground.errors import Fault, ModelError
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Column, Columns, Sizes, column
 from moesim.passes.presence import presence
+from moesim.plans.layout import NO_LIMIT
 from moesim.schedules.ops import Attend, Elementwise, Gemm, Reduce
 from moesim.world.attention import (
     Attention,
@@ -173,7 +174,7 @@ def _core(kind: Attention, cols: Columns, done: Work, phase: str, cache: str) ->
     A prompt's tokens see half a chunk on average where windows are chunks. A decoding token is taken to see all of
     it, which is the most it can.
     """
-    limit = float(kind.window) if isinstance(kind, Window) else np.inf
+    limit = float(kind.window) if isinstance(kind, Window) else float(NO_LIMIT)
     if phase == "prefill":
         tokens, prompts = done.prefill, done.prompts
         chunked = isinstance(kind, Window) and kind.chunked

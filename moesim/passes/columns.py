@@ -5,7 +5,7 @@ Columns have shape [plan, 1, 1]: plan, draw, rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from moesim.passes.folding import CLASSES
+from moesim.passes.table import PoolTable
 from moesim.plans.plan import Parallel, Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
@@ -29,6 +30,11 @@ def column(values: Sequence[float]) -> Column:
     return np.array(values, dtype=float).reshape(-1, 1, 1)
 
 
+def as_column(values: Shaped[np.ndarray, "plan"]) -> Column:
+    """Give one number per plan the axes of draws and ranks."""
+    return values.astype(float).reshape(-1, 1, 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Columns:
     """The degrees of a batch of plans, and whether their ranks are kept apart.
@@ -38,7 +44,7 @@ class Columns:
     alike on all ranks.
     """
 
-    pools: tuple[Pool, ...]
+    table: PoolTable
     folded: bool
     formats: Mapping[str, str]
     tp: Column
@@ -51,7 +57,7 @@ class Columns:
     @property
     def first(self) -> Pool:
         """The pool whose names stand for all: plans of one structure differ in numbers only."""
-        return self.pools[0]
+        return self.table.pool(0)
 
     def group_sum(self, size: Sizes) -> Sizes:
         """Add a size over each tensor-parallel group: what attention and dense layers of a group work on."""
@@ -62,22 +68,18 @@ class Columns:
         return np.repeat(blocks, tp, axis=-1)
 
 
-def columns(pools: Sequence[Pool], model: Model, *, folded: bool) -> Columns:
-    """Read the degrees of pools of one structure into columns."""
-
-    def of(value: Callable[[Pool], float]) -> Column:
-        return column([value(pool) for pool in pools])
-
+def columns(table: PoolTable, model: Model, *, folded: bool) -> Columns:
+    """Read the degrees of pools that differ in numbers only into columns."""
     return Columns(
-        pools=tuple(pools),
+        table=table,
         folded=folded,
-        formats=formats(pools[0], model),
-        tp=of(lambda pool: pool.parallel.tp),
-        cp=of(lambda pool: pool.parallel.cp),
-        dp=of(lambda pool: pool.parallel.dp),
-        ep=of(lambda pool: pool.parallel.ep),
-        etp=of(lambda pool: pool.parallel.etp),
-        ranks=of(lambda pool: pool.parallel.ranks),
+        formats=formats(table.variants[table.variant[0]], model),
+        tp=as_column(table["tp"]),
+        cp=as_column(table["cp"]),
+        dp=as_column(table["dp"]),
+        ep=as_column(table["ep"]),
+        etp=as_column(table["etp"]),
+        ranks=as_column(table.ranks),
     )
 
 

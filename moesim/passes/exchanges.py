@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from moesim.passes.columns import Columns, Sizes
+from moesim.passes.columns import Sizes
 from moesim.passes.folding import classes, fold
 from moesim.passes.rows import rows_per_rank, slot_totals, source_rows
 from moesim.plans.layout import Layout
@@ -59,7 +59,8 @@ class Mixture:
     """Sizes of one MoE layer for a batch of plans, ranks folded alike in all of them.
 
     `rows` are padded to the most slots that any plan's ranks have; `sizes`, `dispatch` and `combine` are phases;
-    `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask.
+    `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask. `active` is given
+    where rows are means over draws: the mean number of slots with rows on a rank.
     """
 
     rows: Int[np.ndarray, "slot plan draw rank"]
@@ -68,6 +69,7 @@ class Mixture:
     combine: tuple[Phase, ...]
     packed: Sizes
     mask: Sizes
+    active: Sizes | None = None
 
 
 Sized = dict[Hashable, Mixture]
@@ -75,7 +77,8 @@ Sized = dict[Hashable, Mixture]
 
 def mixture(
     moe: Moe,
-    cols: Columns,
+    pools: Sequence[Pool],
+    folded: bool,
     layouts: Sequence[Layout],
     routed: Sequence[Routed],
     cell: int,
@@ -93,15 +96,15 @@ def mixture(
     keys: list[Hashable] = []
     alike: dict[Hashable, list[int]] = {}
     homes = [_plan_row(tokens, plan) for plan in range(len(routed))]
-    for plan, (pool, layout, drawn) in enumerate(zip(cols.pools, layouts, routed, strict=True)):
-        way = (moe, *_ways(pool), layout, drawn.counts.shape, cell, cols.folded, topology)
+    for plan, (pool, layout, drawn) in enumerate(zip(pools, layouts, routed, strict=True)):
+        way = (moe, *_ways(pool), layout, drawn.counts.shape, cell, folded, topology)
         keys.append((way, drawn, homes[plan].tobytes()))
         if keys[-1] not in sized:
             alike.setdefault(way, []).append(plan)
     for plans in alike.values():
         joined = _side_by_side_plans([routed[plan] for plan in plans], [homes[plan] for plan in plans])
         first = plans[0]
-        whole = _plan_mixture(moe, cols.pools[first], layouts[first], *joined, cell, cols.folded, topology)
+        whole = _plan_mixture(moe, pools[first], layouts[first], *joined, cell, folded, topology)
         for plan, part in zip(plans, _parted(whole, len(plans)), strict=True):
             sized[keys[plan]] = part
     return _stacked([sized[key] for key in keys])
@@ -251,12 +254,12 @@ def _exchanges(
             ),
             ranks_of_slot=owners,
             ranks=block,
-            row=moe.input_dim * _element(pool, "dispatch"),
+            row=moe.input_dim * element(pool, "dispatch"),
             reverse=False,
             tokens=tokens[..., members],
             distinct=routed.distinct,
         )
-        parts.append(_block_phases(policy, dispatch, moe.input_dim * _element(pool, "combine"), topology, gated.sizes))
+        parts.append(block_phases(policy, dispatch, moe.input_dim * element(pool, "combine"), topology, gated.sizes))
     sizes, dispatched, combined = (_side_by_side(phases) for phases in zip(*parts, strict=True))
     return sizes, dispatched, combined
 
@@ -276,7 +279,7 @@ def _block_rows(
     return source_rows(counts, totals, expert_of_slot, node_of_rank, node_of_slot)
 
 
-def _block_phases(
+def block_phases(
     policy: AllToAllPolicy, dispatch: Exchange, combined_row: float, topology: Topology, counted: bool
 ) -> tuple[tuple[Phase, ...], tuple[Phase, ...], tuple[Phase, ...]]:
     """Return one block's phases: the exchange of row counts if there is one, dispatch, combine.
@@ -323,7 +326,7 @@ def _concatenated(sizes: Sequence[Shaped[np.ndarray, "..."]], axis: int) -> Shap
     return np.concatenate(sizes, axis=axis)
 
 
-def _element(pool: Pool, direction: str) -> float:
+def element(pool: Pool, direction: str) -> float:
     """Bytes per element of the rows a pool dispatches or combines; bf16 unless its precision says otherwise."""
     return bytes_of(pool.precision.get(direction, "bf16"))
 

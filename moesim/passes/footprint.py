@@ -13,9 +13,10 @@ from moesim.ground.units import show
 from moesim.passes.attention import ACTIVATION, unmodelled
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
 from moesim.passes.shortcut import changed_model
+from moesim.passes.table import PoolTable, batching_of
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Batching, Buffering, Placement
+from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
 from moesim.world.attention import (
     Unmodelled,
     attention_parameters,
@@ -67,7 +68,7 @@ class Memory:
 
 def footprint(
     scenario: Scenario,
-    pools: Sequence[Pool],
+    table: PoolTable,
     *,
     sequences: Float[np.ndarray, "plan"],
     context: Float[np.ndarray, "plan"],
@@ -82,31 +83,22 @@ def footprint(
     tokens : tokens per rank in one pass (they set activations and exchange buffers)
     """
     training = isinstance(scenario.workload, Training)
-    parts = [
-        _one_structure(scenario, [pools[i] for i in group], sequences[group], context[group], tokens[group], training)
-        for group in _alike(pools)
-    ]
-    order = np.argsort(np.concatenate(list(_alike(pools))))
+    rows = table.groups(_names, table["pp"])
+    parts = [_one_kind(scenario, table.take(r), sequences[r], context[r], tokens[r], training) for r in rows]
+    order = np.argsort(np.concatenate(rows))
     items = {key: np.concatenate([part.items[key] for part in parts])[order] for key in parts[0].items}
     return Memory(items=items, capacity=np.concatenate([part.capacity for part in parts])[order])
 
 
-def _alike(pools: Sequence[Pool]) -> list[list[int]]:
-    """Group plans that one set of formulas serves."""
-    groups: dict[object, list[int]] = {}
-    for index, pool in enumerate(pools):
-        policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
-        precision = tuple(sorted(pool.precision.items()))
-        shortcut = pool.policy("shortcut")
-        key = (pool.node, pool.framework, pool.parallel.pp, precision, policy.replicated, _drafts(pool), shortcut)
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
+def _names(pool: Pool) -> Hashable:
+    """Name what decides which formulas serve a pool."""
+    policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
+    return (pool.node, pool.framework, tuple(sorted(pool.precision.items())), policy.replicated, _drafts(pool), pool.policy("shortcut"))
 
 
 def _drafts(pool: Pool) -> bool:
     """Whether a pool speculates, and so keeps the model's drafting modules."""
-    batching: Batching = make("batching", pool.policy("batching"))
-    return batching.speculated > 0
+    return batching_of(pool).speculated > 0
 
 
 def _unlike_stages(model: Model, pp: int) -> Sequence[int]:
@@ -118,16 +110,16 @@ def _unlike_stages(model: Model, pp: int) -> Sequence[int]:
     return tuple(seen.values())
 
 
-def _one_structure(
+def _one_kind(
     scenario: Scenario,
-    pools: list[Pool],
+    table: PoolTable,
     sequences: Float[np.ndarray, "plan"],
     context: Float[np.ndarray, "plan"],
     tokens: Float[np.ndarray, "plan"],
     training: bool,
 ) -> Memory:
-    """Take the fullest stage of plans of one structure."""
-    cols = columns(pools, scenario.model, folded=True)
+    """Take the fullest stage of plans that one set of formulas serves."""
+    cols = columns(table, scenario.model, folded=True)
     stages = [
         _stage_items(
             scenario, cols, stage, column(list(sequences)), column(list(context)), column(list(tokens)), training
@@ -139,7 +131,7 @@ def _one_structure(
     items = {key: np.choose(fullest, [items[key] for items in stages]) for key in stages[0]}
     offer = scenario.hardware.offer(cols.first.node)
     usable = offer.node.device.memory * _framework(scenario, cols.first).utilization
-    return Memory(items=items, capacity=np.full(len(pools), usable))
+    return Memory(items=items, capacity=np.full(len(table), usable))
 
 
 def _framework(scenario: Scenario, pool: Pool) -> Framework:
@@ -231,12 +223,12 @@ def _attention_parameters(layer: Layer, cols: Columns) -> Column:
 def _slots(moe: Moe, cols: Columns) -> Column:
     """Resident expert slots per rank and MoE layer."""
 
-    def resident(pool: Pool) -> float:
-        placement: Placement = make("placement", pool.policy("placement"))
-        buffering: Buffering = make("buffering", pool.policy("buffering"))
-        return buffering.resident_of(placement.slots(moe.experts, pool.parallel.ep) // pool.parallel.ep)
+    def resident(like: Pool, ep: int) -> float:
+        placement: Placement = make("placement", like.policy("placement"))
+        buffering: Buffering = make("buffering", like.policy("buffering"))
+        return buffering.resident_of(placement.slots(moe.experts, ep) // ep)
 
-    return column([resident(pool) for pool in cols.pools])
+    return cols.table.each(resident, "ep").reshape(-1, 1, 1)
 
 
 def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Column) -> Column:
@@ -245,15 +237,18 @@ def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Colum
     An encoder keeps nothing once it has run: of a context, its decoder keeps the prompt's part as keys and values of
     cross attention, and the answer's as its own.
     """
-    total = np.zeros_like(cols.tp)
+    return np.asarray(sequences * cache_bytes(layers, cols.formats["kv"], context, cols.tp, cols.cp))
+
+
+def cache_bytes(layers: Sequence[Layer], dtype: str, context: Column, tp: Column, cp: Column) -> Column:
+    """Bytes of one sequence's cache and constant states on each rank of its group, over some layers."""
+    total = np.zeros_like(tp)
     for layer, times in Counter(layer for layer in layers if layer.part == "decoder").items():
         kind = layer.attention
         if isinstance(kind, Unmodelled):
             raise unmodelled(kind)
-        kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cols.cp * layer.tokens
-        total = total + times * sequences * (
-            kept * kv_bytes(kind, cols.formats["kv"]) * kv_share(kind, cols.tp) + state_bytes(kind) / cols.tp
-        )
+        kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cp * layer.tokens
+        total = total + times * (kept * kv_bytes(kind, dtype) * kv_share(kind, tp) + state_bytes(kind) / tp)
     return total
 
 

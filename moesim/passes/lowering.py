@@ -7,9 +7,9 @@ pipelining, all-to-all phases. Layers that are equal in every size hold the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,17 +19,18 @@ from moesim.passes.attention import ACTIVATION, NORM_PASSES, Work, add_attention
 from moesim.passes.backward import with_backward
 from moesim.passes.buffering import buffered, missing_share
 from moesim.passes.chain import Chain
-from moesim.passes.columns import Columns, Sizes, column, columns, group_tiers, stage_layers
+from moesim.passes.columns import Columns, Sizes, as_column, column, columns, group_tiers, stage_layers
 from moesim.passes.exchanges import Mixture, Routed, Sized, Topology, mixture
 from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
 from moesim.passes.mixture import add_dense, add_mixture
 from moesim.passes.presence import kind_of, mixture_kinds
 from moesim.passes.shortcut import changed_model, joined_layers, thinned
+from moesim.passes.table import PoolTable, batching_of, table_of
 from moesim.plans.layout import Layout
-from moesim.plans.plan import Pool
+from moesim.plans.plan import Policy, Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Batching, Gating, Overlap, Placement, Shortcut
+from moesim.policies.protocols import AllToAllPolicy, Gating, Overlap, Placement, Shortcut
 from moesim.schedules.ops import Elementwise, Gemm, Send
 from moesim.schedules.schedule import Schedule, relayered, series
 from moesim.world.hardware import Node, Tier, reach
@@ -102,6 +103,9 @@ def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[
     return {size: float(routing.distinct(rank_of_expert // size).mean()) for size in (1, *sizes)}
 
 
+Mixtures = Callable[[Moe, int, Sizes], Mixture]
+"""Sizes a MoE layer, given the cell of drawn routing that stands for it and its home tokens per rank."""
+
 _Cache = dict[tuple[tuple[Layer, int], ...], tuple[Schedule, ...]]
 
 
@@ -112,38 +116,31 @@ class _Setting:
     model: Model
     node: Node
     fabric: tuple[Tier, ...]
+    first: Pool
     cols: Columns
-    layouts: tuple[Layout, ...]
-    routed: tuple[Routed, ...]
+    count: Float[np.ndarray, "plan 1 rank"]
+    layout: Layout
+    mixtures: Mixtures
+    cells: int
     batch: Batch
     stage: int
     layers: tuple[int, ...]
     speculated: float
     shortcut: Shortcut
     overlap: Overlap
-    sized: Sized
     replicated: bool
 
     @cached_property
     def kinds(self) -> tuple[Layer, ...]:
         return mixture_kinds(self.model)
 
-    @cached_property
-    def count(self) -> Float[np.ndarray, "plan 1 rank"]:
-        degrees = (pool.parallel for pool in self.cols.pools)
-        return np.stack([class_counts(p.ep * p.etp) * p.edp for p in degrees])[:, None]
-
     @property
     def tiers(self) -> Mapping[str, str]:
-        return group_tiers(self.cols.first.parallel, reach(self.node, self.fabric))
-
-    @property
-    def topology(self) -> Topology:
-        return Topology(reach=reach(self.node, self.fabric), gpus_per_node=self.node.gpus)
+        return group_tiers(self.first.parallel, reach(self.node, self.fabric))
 
     @property
     def last(self) -> bool:
-        return self.stage == self.cols.first.parallel.pp - 1
+        return self.stage == self.first.parallel.pp - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -163,6 +160,26 @@ class Lowering:
             for setting, cache in zip(self.settings, self.caches, strict=True)
         ]
         return tuple(self.settings[0].overlap.whole(tuple(choice)) for choice in zip(*halves, strict=True))
+
+    def blocks(self) -> Iterator[tuple[Schedule, int]]:
+        """Write each unlike block of the first batch once, and say how many times it is in the pass."""
+        (setting, *_), (cache, *_) = self.settings, self.caches
+        ends = [_embedding(setting)] if setting.stage == 0 else []
+        layers = list(setting.layers)
+        if setting.last:
+            drafted = range(_drafted(setting))
+            layers += [len(setting.model.layers) + module for module in drafted]
+            ends += [_head(setting)] * (1 + len(drafted)) + [_draft_entry(setting, module) for module in drafted]
+        else:
+            ends.append(_send(setting))
+        alike: dict[tuple[Layer, int], list[int]] = {}
+        for number in layers:
+            alike.setdefault(_kind(setting, number), []).append(number)
+        for numbers in alike.values():
+            block = _layer_block(setting, (numbers[0],), cache)[0]
+            yield _differentiated(setting, block), len(numbers)
+        for end in ends:
+            yield _differentiated(setting, end), 1
 
 
 def lower(
@@ -208,30 +225,99 @@ def lower(
         A layer whose attention has no cost form.
     """
     first = pools[0]
-    batching: Batching = make("batching", first.policy("batching"))
-    alltoall: AllToAllPolicy = make("alltoall", first.policy("alltoall"))
+    node, fabric = scenario.hardware.offer(first.node).node, scenario.hardware.fabric
+    topology = Topology(reach=reach(node, fabric), gpus_per_node=node.gpus)
     shortcut: Shortcut = make("shortcut", first.policy("shortcut"))
     model = changed_model(scenario.model, shortcut)
-    settings = tuple(
-        _Setting(
-            model=model,
-            node=scenario.hardware.offer(first.node).node,
-            fabric=scenario.hardware.fabric,
-            cols=columns(pools, scenario.model, folded=all(each.alike for each in drawn)),
-            layouts=tuple(layouts),
-            routed=tuple(thinned(each, scenario.model, model) for each in drawn),
-            batch=batch,
-            stage=stage,
-            layers=tuple(stage_layers(scenario.model, first.parallel.pp, stage)),
-            speculated=float(batching.speculated),
-            shortcut=shortcut,
+    known: Sized = {} if sized is None else sized
+    settings = []
+    for batch, drawn in zip(batches, routed, strict=True):
+        drawn = [thinned(each, scenario.model, model) for each in drawn]
+        folded = all(each.alike for each in drawn)
+        degrees = [pool.parallel for pool in pools]
+        setting = _setting(
+            scenario,
+            columns(table_of(pools), scenario.model, folded=folded),
+            stage,
+            batch,
+            count=np.stack([class_counts(p.ep * p.etp) * p.edp for p in degrees])[:, None],
+            layout=layouts[0],
+            mixtures=partial(_drawn_mixture, pools, folded, layouts, drawn, topology, known),
+            cells=drawn[0].counts.shape[1],
             overlap=make("overlap", first.policy("overlap")),
-            sized={} if sized is None else sized,
-            replicated=alltoall.replicated,
         )
-        for batch, drawn in zip(batches, routed, strict=True)
+        settings.append(setting)
+    return Lowering(settings=tuple(settings), caches=tuple({} for _ in settings))
+
+
+def _drawn_mixture(
+    pools: Sequence[Pool],
+    folded: bool,
+    layouts: Sequence[Layout],
+    routed: Sequence[Routed],
+    topology: Topology,
+    sized: Sized,
+    moe: Moe,
+    cell: int,
+    home: Sizes,
+) -> Mixture:
+    """Size a MoE layer by drawn routing."""
+    return mixture(moe, pools, folded, layouts, routed, cell, home, topology, sized)
+
+
+def lower_means(scenario: Scenario, table: PoolTable, stage: int, batch: Batch, mixtures: Mixtures) -> Lowering:
+    """Lower one pass of one stage at mean sizes, all ranks alike and nothing overlapped: what a bound is made of.
+
+    Plans may differ in more than numbers, as long as the same ops are issued: in degrees, in placement, in overlap.
+
+    Parameters
+    ----------
+    mixtures : sizes a MoE layer from its cell (the number of its kind) and home tokens, with a size-1 rank axis
+    """
+    count = as_column(table.ranks)
+    cols = columns(table, scenario.model, folded=True)
+    plain = make("overlap", Policy(name="none"))
+    cells = len(mixture_kinds(scenario.model))
+    setting = _setting(
+        scenario, cols, stage, batch, count=count, layout=_no_experts(), mixtures=mixtures, cells=cells, overlap=plain
     )
-    return Lowering(settings=settings, caches=tuple({} for _ in settings))
+    return Lowering(settings=(setting,), caches=({},))
+
+
+def _setting(
+    scenario: Scenario,
+    cols: Columns,
+    stage: int,
+    batch: Batch,
+    *,
+    count: Float[np.ndarray, "plan 1 rank"],
+    layout: Layout,
+    mixtures: Mixtures,
+    cells: int,
+    overlap: Overlap,
+) -> _Setting:
+    """Gather what the first pool's names decide."""
+    first = cols.first
+    alltoall: AllToAllPolicy = make("alltoall", first.policy("alltoall"))
+    shortcut: Shortcut = make("shortcut", first.policy("shortcut"))
+    return _Setting(
+        model=changed_model(scenario.model, shortcut),
+        node=scenario.hardware.offer(first.node).node,
+        fabric=scenario.hardware.fabric,
+        first=first,
+        cols=cols,
+        count=count,
+        layout=layout,
+        mixtures=mixtures,
+        cells=cells,
+        batch=batch,
+        stage=stage,
+        layers=tuple(stage_layers(scenario.model, first.parallel.pp, stage)),
+        speculated=float(batching_of(first).speculated),
+        shortcut=shortcut,
+        overlap=overlap,
+        replicated=alltoall.replicated,
+    )
 
 
 def halves_wanted(pool: Pool) -> int:
@@ -255,21 +341,28 @@ def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tup
     else:
         blocks.append((_send(setting),))
     width = max(len(block) for block in blocks)
-    alternatives = tuple(series([block[min(choice, len(block) - 1)] for block in blocks]) for choice in range(width))
-    if not setting.batch.backward:
-        return alternatives
-    return tuple(with_backward(forward) for forward in alternatives)
+    alternatives = (series([block[min(choice, len(block) - 1)] for block in blocks]) for choice in range(width))
+    return tuple(_differentiated(setting, forward) for forward in alternatives)
+
+
+def _differentiated(setting: _Setting, forward: Schedule) -> Schedule:
+    """Append the backward of a pass that has one."""
+    return with_backward(forward) if setting.batch.backward else forward
+
+
+def _kind(setting: _Setting, number: int) -> tuple[Layer, int]:
+    """Name a layer by what it is and which drawn cell it uses; drafting modules are built like the last layer."""
+    layer = setting.model.layers[min(number, len(setting.model.layers) - 1)]
+    return layer, _cell(setting, number) if isinstance(layer.ffn, Moe) else 0
 
 
 def _layer_block(setting: _Setting, numbers: tuple[int, ...], cache: _Cache) -> tuple[Schedule, ...]:
     """Lower one block of layers, or renumber an equal one lowered before; drafting modules are like the last layer."""
-    layers = [setting.model.layers[min(number, len(setting.model.layers) - 1)] for number in numbers]
-    cells = [_cell(setting, n) if isinstance(each.ffn, Moe) else 0 for n, each in zip(numbers, layers, strict=True)]
-    key = tuple(zip(layers, cells, strict=True))
+    key = tuple(_kind(setting, number) for number in numbers)
     if key not in cache:
         written = [relayered(_lowered_layer(setting, *each), place) for place, each in enumerate(key)]
         joined = written[0] if len(written) == 1 else series(written)
-        layout = setting.layouts[0]
+        layout = setting.layout
         cache[key] = tuple(
             block for way in setting.shortcut(joined, layout) for block in setting.overlap.block(way, layout)
         )
@@ -278,21 +371,18 @@ def _layer_block(setting: _Setting, numbers: tuple[int, ...], cache: _Cache) -> 
 
 def _cell(setting: _Setting, number: int) -> int:
     """Layer cell of the drawn counts for a layer: its own, or the one that stands for its kind."""
-    model, cells = setting.model, setting.routed[0].counts.shape[1]
+    model, cells = setting.model, setting.cells
     if cells == len(model.moe_layers):
-        return min(sum(layer < number for layer in model.moe_layers), int(cells) - 1)
+        return min(sum(layer < number for layer in model.moe_layers), cells - 1)
     return kind_of(model.layers[min(number, len(model.layers) - 1)], setting.kinds)
 
 
 def _chain(setting: _Setting, layer: int = 0) -> Chain:
     """Start a block with the labels and row counts of this lowering."""
-    pools, gpus = setting.cols.pools, setting.node.gpus
-    if not setting.cols.folded:
-        return Chain(
-            layer=layer, groups=labels(pools[0].parallel, setting.stage, gpus), count=np.ones(pools[0].parallel.ranks)
-        )
-    count = setting.count
-    return Chain(layer=layer, groups=folded_labels(count.shape[-1]), count=count)
+    if setting.cols.folded:
+        return Chain(layer=layer, groups=folded_labels(setting.count.shape[-1]), count=setting.count)
+    groups = labels(setting.first.parallel, setting.stage, setting.node.gpus)
+    return Chain(layer=layer, groups=groups, count=np.ones(setting.first.parallel.ranks))
 
 
 def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
@@ -310,7 +400,7 @@ def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
             add_dense(chain, layer.ffn, layer.dim, cols, done.tokens, tiers)
         case Moe():
             home = done.tokens / cols.tp
-            sized = _sized(setting, layer.ffn, cell, home)
+            sized = setting.mixtures(layer.ffn, cell, home)
             tokens = done.tokens if setting.replicated else home
             missing = column([layout.missing for layout in setting.layouts])
             add_mixture(chain, layer.ffn, layer.dim, cols, sized, tokens, missing, replicated=setting.replicated)
@@ -318,10 +408,6 @@ def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
         case None:
             pass
     return chain.schedule()
-
-
-def _sized(setting: _Setting, moe: Moe, cell: int, home: Sizes) -> Mixture:
-    return mixture(moe, setting.cols, setting.layouts, setting.routed, cell, home, setting.topology, setting.sized)
 
 
 def _tokens(setting: _Setting) -> Work:

@@ -112,6 +112,7 @@ def _add_experts(chain: Chain, moe: Moe, cols: Columns, sized: Mixture) -> None:
     width = moe.width / cols.etp
     inner = width * (matrices(gated=moe.gated) - 1)
     rows = sized.rows.sum(axis=0)
-    chain.add("experts", Grouped(rows=sized.rows, n=inner, k=column([moe.input_dim]), dtype=weights))
+    active, outer = sized.active, column([moe.input_dim])
+    chain.add("experts", Grouped(rows=sized.rows, n=inner, k=outer, dtype=weights, active=active))
     chain.add("experts", Elementwise(traffic=rows * (inner + width) * ACTIVATION))
-    chain.add("experts", Grouped(rows=sized.rows, n=column([moe.input_dim]), k=width, dtype=weights))
+    chain.add("experts", Grouped(rows=sized.rows, n=outer, k=width, dtype=weights, active=active))

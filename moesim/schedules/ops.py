@@ -60,12 +60,17 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grouped:
-    """One product per local expert: slot s multiplies rows[s] x k by k x n. Empty slots cost no weights."""
+    """One product per local expert: slot s multiplies rows[s] x k by k x n. Empty slots cost no weights.
+
+    `active` is given where rows are means over draws: how many slots have rows in the mean, which mean rows cannot say.
+    Such an op has loads, and no price.
+    """
 
     rows: Shaped[np.ndarray, "slot ..."]
     n: Lead
     k: Lead
     dtype: str
+    active: Shaped[np.ndarray, "..."] | None = None
 
     def split(self, parts: int) -> tuple[Grouped, ...]:
         """Cut each slot's rows."""

@@ -1,65 +1,47 @@
-"""Search: every plan of a space through memory and estimate, ranked; what was left out is counted and said."""
+"""Search: the best plans of a space, its frontier, and the proof that no plan of it is estimated better."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
 
-from moesim.deployments.estimation import estimate
-from moesim.deployments.metrics import METRICS
-from moesim.deployments.pools import Estimates, estimate_pools
+from moesim.deployments.deployed import Deployments, together
+from moesim.deployments.estimation import estimate_deployed
+from moesim.deployments.floors import floor_estimates
+from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.pools import Estimates, Estimator, estimator_of
+from moesim.deployments.ranges import Ranges, drawn_ranges
 from moesim.deployments.result import Result
-from moesim.deployments.summary import Deployments, Summary, estimated_metrics, misses, summarize
-from moesim.deployments.tables import with_units
+from moesim.deployments.simulation import simulate_many
+from moesim.deployments.summary import estimated_metrics, summarize
+from moesim.deployments.verdicts import targets_of
 from moesim.ground.errors import Fault, PlanError, nearest
-from moesim.ground.showing import Shown
-from moesim.passes.footprint import Memory, describe
-from moesim.plans.plan import Plan, Policy, Pool, Space
-from moesim.policies.finding import make
-from moesim.policies.protocols import Batching
-from moesim.search.space import Enumerated, deployments, enumerate_pools, with_replicas
+from moesim.passes.table import Whole
+from moesim.plans.plan import Space
+from moesim.search.deploying import every_number_of_replicas
+from moesim.search.frontier import front
+from moesim.search.naming import plans_table, unfit_table
+from moesim.search.objectives import Objectives, objectives
+from moesim.search.pruning import SHOWN, best_first
+from moesim.search.ranking import Certificate, Comparison, Ranking
+from moesim.search.space import Enumerated, enumerate_pools, roles_wanted
+from moesim.search.splitting import Splitter, splits
 from moesim.world.scenario import Scenario
-from moesim.world.workload import Serving, Target, Training
+from moesim.world.workload import Serving
 
-SHOWN = 20
-"""Plans the ranking keeps as full plans."""
+SLACK = 1e-9
+"""Bounds are lowered by this share, so that rounding never makes one exceed what it bounds."""
 
+FINALISTS = 3
+"""Plans simulated under the scenario's requests."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """What became of every plan: combinations refused as senseless by reason, plans that do not fit, and the rest.
+REQUESTS = 2000
+"""Requests each of them faces."""
 
-    A layout is a plan's pool without its number of replicas; `plans` counts layouts times replicas.
-    """
-
-    layouts: int
-    plans: int
-    invalid: Mapping[str, int]
-    unfit: int
-    refused: int
-    estimated: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ranking(Shown):
-    """Plans in order of the goal, the best with its details, and what was left out and why.
-
-    `table` has one row per shown plan; units by column in ``.attrs["units"]``. `unfit` lists an example of a layout
-    that does not fit for each node type, the one that misses by least.
-    """
-
-    table: pd.DataFrame
-    plans: tuple[Plan, ...]
-    best: Result | None
-    unfit: pd.DataFrame
-    counts: Counts
-    meets: int
+Progress = Callable[[float], None]
 
 
 def optimize(
@@ -67,10 +49,14 @@ def optimize(
     space: Space | None = None,
     *,
     goal: str = "price_per_token",
+    frontier: Sequence[str] = (),
     seed: int = 0,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Progress = lambda share: None,
 ) -> Ranking:
-    """Rank every plan of a space by a goal; plans that miss a target come after all that meet them.
+    """Rank the plans of a space by a goal; plans that miss a target come after all that meet them.
+
+    Every plan is bounded; plans are estimated best bound first, until no bound that is left can enter the ranked table
+    or the frontier. The first few are simulated under the same requests.
 
     Parameters
     ----------
@@ -80,8 +66,11 @@ def optimize(
         Alternatives by dotted path; none: every valid layout on the scenario's offers.
     goal : str
         A metric's name; ties are broken by throughput.
+    frontier : sequence of str
+        Metrics to trade off against each other; none: the goal and the time per output token (in training: and the
+        step time). A percentile is read as the mean, until the simulation.
     seed : int
-        Seed of the routing draws, equal for all plans.
+        Seed of the routing draws, residuals and requests, equal for all plans.
     progress : callable
         Told the share of the search done, from 0 to 1, now and then.
 
@@ -92,177 +81,236 @@ def optimize(
     Raises
     ------
     PlanError
-        The goal is no metric, or the space holds no valid plan.
+        The goal or a metric of the frontier is not estimated, or the space holds no valid plan.
     """
-    _check_goal(scenario, goal)
+    traded = tuple(frontier) or (goal, "tpot" if isinstance(scenario.workload, Serving) else "step")
+    _check_metrics(scenario, goal, traded)
     found = enumerate_pools(scenario, space or Space(axes={}))
-    if not found.pools:
-        problem = f"no layout is valid; {sum(found.invalid.values())} combinations were senseless"
+    if not len(found.table):
+        problem = f"no layout is valid; {sum(found.invalid.values()):,} combinations were senseless"
         raise PlanError("space", [Fault(path="space", problem=problem, remedy="; ".join(found.invalid) or "widen it")])
-    estimates = estimate_pools(scenario, found.pools, seed=seed, progress=progress)
-    deployed = _deployed(scenario, found.pools, np.isfinite(estimates.step))
-    counts = _counts(scenario, found, estimates)
-    unfit = unfit_table(scenario, found.pools, estimates.memory)
-    if not len(deployed.pool):
-        return Ranking(table=pd.DataFrame(), plans=(), best=None, unfit=unfit, counts=counts, meets=0)
-    summary = summarize(scenario, deployed, estimates)
-    miss = worst_miss(summary, _targets(scenario))
-    order = ranked(summary, miss, goal)
-    top = _best_of_each_layout(deployed, order)[:SHOWN]
-    plans = tuple(_plan(deployed, index) for index in top)
-    return Ranking(
-        table=_table(scenario, deployed, summary, miss, top, estimates),
-        plans=plans,
-        best=estimate(scenario, plans[0], seed=seed),
-        unfit=unfit,
-        counts=counts,
-        meets=int((miss <= 0).sum()),
+    search = _Search(
+        scenario=scenario,
+        estimator=estimator_of(scenario, found.table, seed=seed),
+        roles=roles_wanted(space or Space(axes={}), scenario.workload),
+        goal=goal,
+        traded=tuple(dict.fromkeys(traded)),
     )
+    return _Finish(search=search, found=found, outcome=search.run(progress)).ranking()
 
 
-def _check_goal(scenario: Scenario, goal: str) -> None:
-    """Refuse a goal that no estimate gives."""
+def _check_metrics(scenario: Scenario, goal: str, traded: Sequence[str]) -> None:
+    """Refuse metrics that no estimate gives."""
     known = estimated_metrics(scenario.workload)
-    if goal not in known:
-        problem = f"`{goal}` isn't estimated here" if goal in METRICS else f"`{goal}` is no metric"
-        raise PlanError("goal", [Fault(path="goal", problem=problem, remedy=nearest(goal, known))])
+    faults = []
+    for path, name in [("goal", goal), *(("frontier", name) for name in traded)]:
+        base = name if path == "goal" else base_metric(name)
+        if base not in known:
+            problem = f"`{name}` isn't estimated here" if base in METRICS else f"`{name}` is no metric"
+            faults.append(Fault(path=path, problem=problem, remedy=nearest(base, known)))
+    if faults:
+        raise PlanError("goal" if faults[0].path == "goal" else "frontier", faults)
 
 
-def _counts(scenario: Scenario, found: Enumerated, estimates: Estimates) -> Counts:
-    """Count what became of every layout and plan."""
-    return Counts(
-        layouts=len(found.pools),
-        plans=len(_all_deployments(scenario, found.pools)),
-        invalid=found.invalid,
-        unfit=int((~estimates.memory.fits).sum()),
-        refused=sum(map(bool, estimates.refused)),
-        estimated=int(np.isfinite(estimates.step).sum()),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Outcome:
+    """Every plan that was estimated, and how many were considered.
 
-
-def _targets(scenario: Scenario) -> tuple[Target, ...]:
-    return scenario.workload.targets if isinstance(scenario.workload, Serving) else ()
-
-
-def _all_deployments(scenario: Scenario, pools: Sequence[Pool]) -> Sequence[tuple[int, int]]:
-    return list(deployments(pools, {offer.node.name: offer for offer in scenario.hardware.offers}))
-
-
-def _deployed(scenario: Scenario, pools: Sequence[Pool], runs: Bool[np.ndarray, "pool"]) -> Deployments:
-    """Combine every pool that runs with every number of replicas that its offer holds."""
-    pairs = [(pool, replicas) for pool, replicas in _all_deployments(scenario, pools) if runs[pool]]
-    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return Deployments(
-        pools=pools, pool=table[:, 0], replicas=table[:, 1], spare_nodes=np.zeros(len(table), dtype=np.int64)
-    )
-
-
-def worst_miss(summary: Summary, targets: Sequence[Target]) -> Float[np.ndarray, "plan"]:
-    """Largest relative miss of any target (load among them) by every plan; 0 or less where all are met."""
-    found = list(misses(summary, targets).values())
-    return np.max(found, axis=0) if found else np.zeros_like(summary.metrics["step"])
-
-
-def ranked(summary: Summary, miss: Float[np.ndarray, "plan"], goal: str) -> Int[np.ndarray, "plan"]:
-    """Order plans: those that meet every target by the goal, then the others by their largest miss."""
-    sign = 1.0 if METRICS[goal].less_is_better else -1.0
-    values = sign * summary.metrics[goal]
-    missed = np.maximum(miss, 0.0)
-    return np.lexsort((-summary.metrics["throughput"], values, missed))
-
-
-def _best_of_each_layout(deployed: Deployments, order: Int[np.ndarray, "plan"]) -> list[int]:
-    """Keep the best number of replicas of each layout, in order."""
-    _, first = np.unique(deployed.pool[order], return_index=True)
-    return [int(order[place]) for place in np.sort(first)]
-
-
-def _plan(deployed: Deployments, index: int) -> Plan:
-    pool = with_replicas(deployed.pools[deployed.pool[index]], int(deployed.replicas[index]))
-    return Plan(pools=(pool,), spare_nodes=int(deployed.spare_nodes[index]))
-
-
-COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "throughput": "tokens/s",
-        "throughput_per_gpu": "tokens/s",
-        "ttft": "s",
-        "tpot": "s",
-        "price_per_token": "USD/tokens",
-        "memory_headroom": "B",
-        "mfu": "",
-    }
-)
-"""Metrics in the ranked table, with their units."""
-
-
-def _table(
-    scenario: Scenario,
-    deployed: Deployments,
-    summary: Summary,
-    miss: Float[np.ndarray, "plan"],
-    top: Sequence[int],
-    estimates: Estimates,
-) -> pd.DataFrame:
-    """Write the ranked table: cluster, layout, headline numbers, source."""
-    shown = [name for name in COLUMNS if name in summary.metrics]
-    training = isinstance(scenario.workload, Training)
-    rows = []
-    for index in top:
-        pool = deployed.pools[deployed.pool[index]]
-        offer = scenario.hardware.offer(pool.node)
-        nodes = int(summary.metrics["gpus"][index]) // offer.node.gpus
-        row = {
-            "cluster": f"{nodes} x {pool.node}",
-            "replicas": int(deployed.replicas[index]),
-            "layout": layout(pool, training=training),
-        }
-        row |= {name: float(summary.metrics[name][index]) for name in shown}
-        rows.append(row | {"miss": max(float(miss[index]), 0.0), "source": estimates.source[deployed.pool[index]]})
-    return with_units(pd.DataFrame(rows), {name: COLUMNS[name] for name in shown})
-
-
-def layout(pool: Pool, *, training: bool = False) -> str:
-    """Name a pool's layout in short: the degrees above one, then policies and batch.
-
-    Examples
-    --------
-    >>> from moesim.plans.plan import Parallel
-    >>> layout(Pool(role="all", node="n", replicas=1, parallel=Parallel(dp=8, ep=8)))
-    'dp8 ep8 linear contiguous batch 256'
+    `unsplit` says why no pools were split although the space asks for it.
     """
-    p = pool.parallel
-    degrees = [f"{name}{getattr(p, name)}" for name in ("pp", "dp", "tp", "cp", "ep", "etp") if getattr(p, name) > 1]
-    words = [*degrees, *(_in_short(pool.policy(kind)) for kind in ("alltoall", "placement", "overlap"))]
-    batching: Batching = make("batching", pool.policy("batching"))
-    return " ".join(
-        [*filter(None, words), f"microbatch {pool.microbatch}" if training else f"batch {batching.max_batch}"]
-    )
+
+    deployed: Deployments
+    considered: int
+    unfit: int
+    refused: int
+    gap: float
+    unsplit: str
 
 
-def _in_short(policy: Policy) -> str:
-    """Name a policy with the values of its settings; doing nothing goes without saying."""
-    values = ",".join(str(value) for value in policy.settings.values())
-    return "" if policy.name == "none" else policy.name + (f":{values}" if values else "")
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Search:
+    """One search: bounds first, then estimates."""
+
+    scenario: Scenario
+    estimator: Estimator
+    roles: tuple[str, ...]
+    goal: str
+    traded: tuple[str, ...]
+
+    def run(self, progress: Progress) -> _Outcome:
+        """Search pools that do everything, then pairs of pools that share the work."""
+        table, fits = self.estimator.table, self.estimator.memory.fits
+        floors = _lowered(floor_estimates(self.estimator, np.flatnonzero(fits)))
+        role = np.array([like.role for like in table.variants])[table.variant]
+        alls = np.flatnonzero(role == "all") if "all" in self.roles else np.zeros(0, np.int64)
+        every = every_number_of_replicas(self.scenario, table, alls)
+        whole = every.take(np.flatnonzero(fits[every.pool]))
+        lower = self.objectives(whole, floors)
+        known = np.zeros(len(table), bool)
+
+        def estimate(rows: Whole) -> Objectives:
+            known[rows] = True
+            return self.objectives(whole, self.estimator.estimate(rows))
+
+        best_first(whole.pool, lower, estimate, progress)
+        done = whole.take(np.flatnonzero(known[whole.pool]))
+        left = lower.rank[~known[whole.pool]]
+        outcome = _Outcome(
+            deployed=done,
+            considered=len(every),
+            unfit=len(every) - len(whole),
+            refused=int(np.isin(done.pool, list(self.estimator.estimates.refused)).sum()),
+            gap=0.0,
+            unsplit="",
+        )
+        if any("+" in roles for roles in self.roles):
+            outcome = self._split(outcome, role, floors)
+        return replace(outcome, gap=self._gap(outcome.deployed, left))
+
+    def objectives(self, deployed: Deployments, estimates: Estimates) -> Objectives:
+        """Objectives of deployments by estimates or by bounds."""
+        summary = summarize(self.scenario, deployed, estimates)
+        return objectives(summary, targets_of(self.scenario), self.goal, self.traded)
+
+    def _split(self, outcome: _Outcome, role: np.ndarray, floors: Estimates) -> _Outcome:
+        """Search pairs of pools on every offer."""
+        why = splits(self.scenario, self.goal, self.traded)
+        if why:
+            return replace(outcome, unsplit=why)
+        splitter = Splitter(scenario=self.scenario, estimator=self.estimator, goal=self.goal, frontier=self.traded)
+        table, fits = self.estimator.table, self.estimator.memory.fits
+        names = np.array([like.node for like in table.variants])[table.variant]
+        for offer in self.scenario.hardware.offers:
+            here = [np.flatnonzero((names == offer.node.name) & (role == side)) for side in ("prefill", "decode")]
+            fit = (here[0][fits[here[0]]], here[1][fits[here[1]]])
+            before = outcome.deployed
+            pairs = splitter.search(
+                offer,
+                fit,
+                floors,
+                lambda before=before: self.objectives(before, self.estimator.estimates),  # type: ignore[misc]
+            )
+            everything = len(here[0]) * len(here[1])
+            outcome = replace(
+                outcome,
+                deployed=together(before, pairs),
+                considered=outcome.considered + everything,
+                unfit=outcome.unfit + everything - len(fit[0]) * len(fit[1]),
+            )
+        return outcome
+
+    def _gap(self, deployed: Deployments, left: np.ndarray) -> float:
+        """By how much the best bound that is left beats the first plan's goal; nothing is left that does."""
+        if not len(deployed) or not len(left):
+            return 0.0
+        found = self.objectives(deployed, self.estimator.estimates)
+        known = np.flatnonzero(~np.isnan(found.rank[:, 0]))
+        if not len(known):
+            return 0.0
+        miss, goal, _ = found.rank[found.order(known)[0]]
+        rivals = left[left[:, 0] <= miss, 1]
+        return max(0.0, float((goal - rivals.min()) / abs(goal))) if len(rivals) and goal else 0.0
 
 
-def unfit_table(scenario: Scenario, pools: Sequence[Pool], memory: Memory) -> pd.DataFrame:
-    """For every node type, count the layouts that do not fit and show the one that misses by least."""
-    rows = []
-    training = isinstance(scenario.workload, Training)
-    groups: dict[str, list[int]] = {}
-    for index in map(int, np.flatnonzero(~memory.fits)):
-        groups.setdefault(pools[index].node, []).append(index)
-    numbers = Counter(pool.node for pool in pools)
-    for node, indices in groups.items():
-        nearest_fit = max(indices, key=lambda index: memory.headroom[index])
-        device = scenario.hardware.offer(node).node.device.name
-        why = describe(memory, nearest_fit, device)
-        row = {
-            "node": node,
-            "unfit": len(indices),
-            "of": numbers[node],
-            "nearest": layout(pools[nearest_fit], training=training),
-        }
-        rows.append(row | {"why": why})
-    return pd.DataFrame(rows, columns=["node", "unfit", "of", "nearest", "why"])
+def _lowered(floors: Estimates) -> Estimates:
+    return replace(floors, step=floors.step * (1 - SLACK), carrying=floors.carrying * (1 - SLACK))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Finish:
+    """Writes what a search found."""
+
+    search: _Search
+    found: Enumerated
+    outcome: _Outcome
+
+    def ranking(self) -> Ranking:
+        """Rank, draw ranges for what is shown, and simulate the first few."""
+        search, deployed = self.search, self.outcome.deployed
+        values = search.objectives(deployed, search.estimator.estimates)
+        known = np.flatnonzero(~np.isnan(values.rank).any(axis=1))
+        order = values.order(known)
+        top = self._best_of_each_layout(order)[:SHOWN]
+        good = known[values.meets[known]]
+        edge = good[front(values.front[good])] if len(good) else good
+        edge = edge[np.argsort(values.front[edge, 0], kind="stable")]
+        shown = deployed.take(top)
+        ranges = drawn_ranges(search.scenario, search.estimator, shown) if len(top) else None
+        simulated = self._simulated(shown)
+        return Ranking(
+            goal=search.goal,
+            plans=self._table(shown, values.rank[top, 0].tolist(), ranges),
+            frontier=self._table(deployed.take(edge), [0.0] * len(edge), None),
+            chosen=tuple(shown.plan(row) for row in range(len(shown))),
+            traded=tuple(deployed.plan(int(row)) for row in edge),
+            results=tuple(
+                estimate_deployed(search.scenario, search.estimator, shown, row, _only(ranges, row))
+                for row in range(min(len(shown), 2))
+            ),
+            simulated=simulated,
+            comparison=self._comparison(values, top, ranges),
+            certificate=self._certificate(len(known), len(simulated)),
+            unfit=unfit_table(search.scenario, search.estimator, np.arange(len(self.found.table))),
+            meets=len(good),
+        )
+
+    def _best_of_each_layout(self, order: Whole) -> Whole:
+        """Keep the best number of replicas of each layout, in order."""
+        deployed = self.outcome.deployed
+        names = np.stack([deployed.pool[order], deployed.feeder[order]])
+        _, first = np.unique(names, axis=1, return_index=True)
+        return order[np.sort(first)]
+
+    def _table(self, deployed: Deployments, miss: Sequence[float], ranges: Ranges | None) -> pd.DataFrame:
+        search = self.search
+        summary = summarize(search.scenario, deployed, search.estimator.estimates)
+        return plans_table(search.scenario, deployed, summary, miss, search.estimator, ranges)
+
+    def _simulated(self, shown: Deployments) -> tuple[Result, ...]:
+        """Simulate the first few plans under the same requests."""
+        search = self.search
+        plans = [shown.plan(row) for row in range(min(len(shown), FINALISTS))]
+        if not isinstance(search.scenario.workload, Serving) or not plans:
+            return ()
+        return tuple(simulate_many(search.scenario, plans, requests=REQUESTS, seed=search.estimator.run.seed))
+
+    def _comparison(self, values: Objectives, top: Whole, ranges: Ranges | None) -> Comparison | None:
+        """Set the first plan beside the second, in the estimate and under every draw."""
+        if len(top) < 2 or ranges is None:
+            return None
+        search = self.search
+        targets = targets_of(search.scenario)
+        names = ("miss", search.goal, "throughput")
+        first, second = values.rank[top[0]], values.rank[top[1]]
+        at = next((place for place in range(3) if first[place] != second[place]), 2)
+        drawn = [objectives(ranges.summary(plan), targets, search.goal, search.traded).rank for plan in (0, 1)]
+        wins = [tuple(one) < tuple(other) for one, other in zip(*(rank.tolist() for rank in drawn), strict=True)]
+        sign = 1.0 if names[at] == "miss" or METRICS[names[at]].less_is_better else -1.0
+        return Comparison(
+            metric=names[at],
+            first=float(sign * first[at]),
+            second=float(sign * second[at]),
+            probability=float(np.mean(wins)),
+        )
+
+    def _certificate(self, estimated: int, simulated: int) -> Certificate:
+        outcome = self.outcome
+        return Certificate(
+            layouts=len(self.found.table),
+            considered=outcome.considered,
+            invalid=self.found.invalid,
+            unfit=outcome.unfit,
+            refused=outcome.refused,
+            bounded=outcome.considered - outcome.unfit - outcome.refused - estimated,
+            estimated=estimated,
+            simulated=simulated,
+            gap=outcome.gap,
+            unsplit=outcome.unsplit,
+        )
+
+
+def _only(ranges: Ranges | None, row: int) -> Ranges | None:
+    """Ranges of one plan."""
+    if ranges is None:
+        return None
+    return Ranges(drawn={name: values[[row]] for name, values in ranges.drawn.items()}, offered=ranges.offered)

@@ -1,29 +1,30 @@
-"""Enumerating pools: every valid layout on the offers, within the alternatives a scenario lists."""
+"""The space of a search as columns: every valid layout on the offers, within the alternatives a scenario lists."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from moesim.ground.errors import Fault, PlanError, nearest
-from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space, divisors
+import numpy as np
+from jaxtyping import Bool, Int
+
+from moesim.ground.errors import Fault, PlanError, PolicyError, nearest
+from moesim.passes.table import COUNTED, DEGREES, PoolTable
+from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy
-from moesim.world.attention import Linear
-from moesim.world.hardware import Node, Offer
-from moesim.world.model import Dense, Model
+from moesim.search.degrees import Degrees, degrees_of
+from moesim.world.hardware import Node
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Training
 
-SLICE = 128
-"""Narrowest slice of a feed-forward width worth multiplying: fp8 weights are scaled in blocks of 128."""
-
 SERVING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
+        "pools": ("all", "prefill+decode"),
         "alltoall": tuple(Policy(name=name) for name in ("reduce", "linear", "two_dh", "deduplicated")),
         "overlap": (Policy(name="none"), Policy(name="two_batch")),
         "placement": (Policy(name="contiguous"), Policy(name="eplb", settings={"redundant": 32})),
@@ -36,21 +37,30 @@ SERVING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 """Alternatives tried where a serving scenario lists none; other axes are open to every value that divides."""
 
 TRAINING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {**SERVING_AXES, "placement": (Policy(name="contiguous"),), "max_batch": (256,), "microbatch": (1, 2, 4)}
+    {
+        **SERVING_AXES,
+        "pools": ("all",),
+        "placement": (Policy(name="contiguous"),),
+        "max_batch": (256,),
+        "microbatch": (1, 2, 4),
+    }
 )
 """The same for training, where a batch is a microbatch of whole sequences and experts have no copies."""
 
+PREFILL_BUDGETS = (8192, 16384, 32768)
+"""Prompt tokens a step of a pool that only prefills may hold."""
+
 POLICY_AXES = ("placement", "gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")
 PRECISION = "precision."
-OTHER_AXES = ("node", "framework", "max_batch", "microbatch")
-DEGREE_AXES = tuple(f"parallel.{degree}" for degree in ("pp", "dp", "tp", "cp", "ep", "etp"))
+OTHER_AXES = ("pools", "node", "framework", "max_batch", "microbatch")
+DEGREE_AXES = tuple(f"parallel.{degree}" for degree in DEGREES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enumerated:
-    """Pools of one replica each that are valid, and how many combinations were not, by reason."""
+    """Valid pools of one replica each, and how many combinations were not valid, by reason."""
 
-    pools: tuple[Pool, ...]
+    table: PoolTable
     invalid: Mapping[str, int]
 
 
@@ -65,13 +75,22 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
     _check_axes(space)
     space = with_defaults(space, scenario.workload)
     refused: Counter[str] = Counter()
-    found: list[Pool] = []
+    variants: list[Pool] = []
+    columns: list[Int[np.ndarray, "column plan"]] = []
     for offer in scenario.hardware.offers:
-        if not _allowed(space, "node", offer.node.name):
+        if not allowed(space, "node", offer.node.name):
             continue
-        for parallel in _degrees(scenario.model, offer, space):
-            found.extend(_pools(scenario, space, offer.node, parallel, refused))
-    return Enumerated(pools=tuple(found), invalid=MappingProxyType(dict(refused)))
+        degrees = degrees_of(scenario.model, offer, space)
+        for like, batches in _variants(scenario, space, offer.node, refused):
+            valid = _valid(like, degrees, offer.node, bool(scenario.model.moe_layers), refused, len(batches))
+            rows = degrees.rows[:, valid]
+            if rows.size and len(batches):
+                columns.append(_crossed(len(variants), rows, batches))
+                variants.append(like)
+    table = np.concatenate(columns, axis=1) if columns else np.zeros((1 + len(COUNTED), 0), np.int64)
+    counts = MappingProxyType(dict(zip(COUNTED, table[1:], strict=True)))
+    found = PoolTable(variants=tuple(variants), variant=table[0], counts=counts)
+    return Enumerated(table=found, invalid=MappingProxyType(dict(refused)))
 
 
 def _check_axes(space: Space) -> None:
@@ -97,99 +116,52 @@ def axis(space: Space, name: str) -> tuple[Any, ...]:
     return space.axes.get(name, ())
 
 
-def _degrees(model: Model, offer: Offer, space: Space) -> Iterator[Parallel]:
-    """List degrees that divide what they must: tp the heads and widths, ep x etp the ranks, etp the expert width."""
-    gpus = offer.node.gpus
-    pps = [pp for pp in axis(space, "parallel.pp") if pp <= len(model.layers)]
-    for size, pp in itertools.product(_sizes(offer), pps):
-        if size % pp or (pp > 1 and size <= gpus):
-            continue
-        ranks = size // pp
-        for tp, cp in itertools.product(_tensor_degrees(model, gpus, space), axis(space, "parallel.cp")):
-            if ranks % (tp * cp) or not _allowed(space, "parallel.dp", ranks // (tp * cp)):
-                continue
-            for etp in _expert_slices(model, ranks, space):
-                yield Parallel(pp=pp, dp=ranks // (tp * cp), tp=tp, cp=cp, ep=ranks // etp, etp=etp)
-
-
-def _sizes(offer: Offer) -> list[int]:
-    """Gpus per replica: every divisor of a node, and nodes in powers of two."""
-    gpus = offer.node.gpus
-    nodes = [2**power for power in range(1, offer.max_nodes.bit_length()) if 2**power <= offer.max_nodes]
-    return [*divisors(gpus), *(gpus * number for number in nodes)]
-
-
-def _tensor_degrees(model: Model, gpus: int, space: Space) -> list[int]:
-    """Tensor-parallel degrees within a node that divide every layer's heads and leave slices worth multiplying."""
-    wanted = axis(space, "parallel.tp") or divisors(gpus)
-    return [tp for tp in wanted if all(_divides(layer.attention, layer.ffn, tp) for layer in set(model.layers))]
-
-
-def _divides(attention: Any, ffn: Any, tp: int) -> bool:
-    heads = attention is None or attention.heads % tp == 0
-    if isinstance(attention, Linear):
-        heads = heads and attention.key_heads % tp == 0
-    return heads and (not isinstance(ffn, Dense) or ffn.width % (tp * SLICE) == 0 or tp == 1)
-
-
-def _expert_slices(model: Model, ranks: int, space: Space) -> list[int]:
-    """Expert-tensor degrees that divide the ranks and leave slices worth multiplying; no more ranks than experts."""
-    if not model.moe_layers:
-        return [ranks]
-    moe = model.moe(model.moe_layers[0])
-    wanted = axis(space, "parallel.etp") or divisors(ranks)
-    return [
-        etp
-        for etp in wanted
-        if ranks % etp == 0
-        and (etp == 1 or moe.width % (etp * SLICE) == 0)
-        and ranks // etp <= moe.experts
-        and _allowed(space, "parallel.ep", ranks // etp)
-    ]
-
-
-def _allowed(space: Space, name: str, value: int | str) -> bool:
+def allowed(space: Space, name: str, value: int | str) -> bool:
+    """Whether an axis is open to a value."""
     listed = axis(space, name)
     return not listed or value in listed
 
 
-def _pools(scenario: Scenario, space: Space, node: Node, parallel: Parallel, refused: Counter[str]) -> Iterator[Pool]:
-    """Combine one set of degrees with every policy, batch and framework; count the combinations that make no sense."""
+Batches = Sequence[tuple[int, int]]
+
+
+def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str]) -> Iterator[tuple[Pool, Batches]]:
+    """Combine what has a name: role, framework, precision and policies; with each, (batch, microbatch) to try."""
     policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
-    batches = itertools.product(axis(space, "max_batch"), axis(space, "microbatch"))
-    rest = itertools.product(batches, frameworks, _precisions(space))
-    for *chosen, ((batch, microbatch), framework, precision) in itertools.product(*policies, rest):
-        named = dict(zip(POLICY_AXES, chosen, strict=True))
-        reason = _senseless(named, parallel, node, bool(scenario.model.moe_layers))
-        if reason:
-            refused[reason] += 1
-            continue
-        yield Pool(
-            role="all",
-            node=node.name,
-            replicas=1,
-            parallel=parallel,
-            framework=framework,
-            microbatch=microbatch,
-            precision=precision,
-            policies=MappingProxyType(named | {"batching": Policy(name="chunked", settings={"max_batch": batch})}),
-        )
+    sizes = list(itertools.product(axis(space, "max_batch"), axis(space, "microbatch")))
+    roles = dict.fromkeys(role for named in axis(space, "pools") for role in named.split("+"))
+    for role, framework, precision in itertools.product(roles, frameworks, _precisions(space)):
+        for batching, *chosen in itertools.product(_batchings(role), *policies):
+            like = Pool(
+                role=role,
+                node=node.name,
+                replicas=1,
+                parallel=Parallel(),
+                framework=framework,
+                precision=precision,
+                policies=MappingProxyType(dict(zip(POLICY_AXES, chosen, strict=True)) | {"batching": batching}),
+            )
+            tried = sizes if role != "prefill" else [(max(sizes)[0], 1)]
+            yield like, [size for size in tried if _has_room(like, size[0], refused)]
 
 
-def _senseless(named: Mapping[str, Policy], parallel: Parallel, node: Node, mixture: bool) -> str:
-    """Say why a combination is left out; "" where it is not."""
-    policy: AllToAllPolicy = make("alltoall", named["alltoall"])
-    block = parallel.ep * parallel.etp
-    if not mixture:
-        return "" if policy.replicated else "a dense model exchanges nothing"
-    if policy.replicated:
-        return "" if parallel.dp == 1 and parallel.cp == 1 else "`reduce` needs tokens replicated: dp = cp = 1"
-    if block == 1:
-        return "one rank exchanges nothing"
-    if named["alltoall"].name != "linear" and (block <= node.gpus or block % node.gpus):
-        return f"`{named['alltoall'].name}` needs experts over several whole nodes"
-    return ""
+def _batchings(role: str) -> Sequence[Policy]:
+    """Batching policies of a role: chunked prefill, whole prompts by budget, or decodes alone."""
+    if role == "prefill":
+        return [Policy(name="chunked", settings={"budget": budget}) for budget in PREFILL_BUDGETS]
+    return [Policy(name="chunked" if role == "all" else "continuous")]
+
+
+def _has_room(like: Pool, batch: int, refused: Counter[str]) -> bool:
+    """Whether a batching policy takes so large a batch."""
+    policy = like.policy("batching")
+    try:
+        make("batching", Policy(name=policy.name, settings={**policy.settings, "max_batch": batch}))
+    except PolicyError as refusal:
+        refused[str(refusal)] += 1
+        return False
+    return True
 
 
 def _precisions(space: Space) -> list[Mapping[str, str]]:
@@ -198,18 +170,46 @@ def _precisions(space: Space) -> list[Mapping[str, str]]:
     return [dict(zip(named, map(str, values), strict=True)) for values in itertools.product(*named.values())]
 
 
-def deployments(pools: Sequence[Pool], offers: Mapping[str, Offer]) -> Iterator[tuple[int, int]]:
-    """List (pool, replicas): for every number of nodes on offer, as many replicas as they hold."""
-    for index, pool in enumerate(pools):
-        offer = offers[pool.node]
-        last = 0
-        for nodes in range(1, offer.max_nodes + 1):
-            replicas = nodes * offer.node.gpus // pool.parallel.gpus
-            if replicas > last:
-                yield index, replicas
-            last = replicas
+def _valid(
+    like: Pool, degrees: Degrees, node: Node, mixture: bool, refused: Counter[str], batches: int
+) -> Bool[np.ndarray, "degree"]:
+    """Leave out degrees that make no sense under a variant's policies, and count them by reason."""
+    policy: AllToAllPolicy = make("alltoall", like.policy("alltoall"))
+    number = degrees.rows.shape[1]
+    good = np.ones(number, bool)
+    for reason, bad in _senseless(like, policy, degrees, node, mixture):
+        found = good & bad
+        if found.any():
+            refused[reason] += int(found.sum()) * batches
+        good &= ~bad
+    return good
 
 
-def with_replicas(pool: Pool, replicas: int) -> Pool:
-    """Return the pool with that many replicas."""
-    return replace(pool, replicas=replicas)
+def _senseless(
+    like: Pool, policy: AllToAllPolicy, degrees: Degrees, node: Node, mixture: bool
+) -> Iterator[tuple[str, Bool[np.ndarray, "degree"]]]:
+    """List reasons to leave a combination out, and where each holds."""
+    block = degrees["ep"] * degrees["etp"]
+    if not mixture:
+        yield "a dense model exchanges nothing", np.full(block.shape, not policy.replicated)
+        return
+    if policy.replicated:
+        yield "`reduce` needs tokens replicated: dp = cp = 1", (degrees["dp"] > 1) | (degrees["cp"] > 1)
+        return
+    yield "one rank exchanges nothing", block == 1
+    name = like.policy("alltoall").name
+    if name != "linear":
+        yield f"`{name}` needs experts over several whole nodes", (block <= node.gpus) | (block % node.gpus > 0)
+
+
+def _crossed(variant: int, rows: Int[np.ndarray, "degree row"], batches: Batches) -> Int[np.ndarray, "column plan"]:
+    """Combine degrees with batch sizes: one column of the table's counts per pool, its variant first."""
+    number = rows.shape[1]
+    repeated = np.repeat(rows, len(batches), axis=1)
+    sizes = np.tile(np.array(batches, np.int64).T, number)
+    return np.concatenate([np.full((1, repeated.shape[1]), variant), repeated, sizes])
+
+
+def roles_wanted(space: Space, workload: Serving | Training) -> tuple[str, ...]:
+    """List the combinations of pools a space asks for."""
+    return tuple(map(str, axis(with_defaults(space, workload), "pools")))

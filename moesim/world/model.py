@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from moesim.ground.units import Bytes
 from moesim.world.attention import Attention, attention_parameters
@@ -56,7 +57,7 @@ class Layer:
     ffn: Dense | Moe | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, for the cached properties
 class Model:
     """A whole model.
 
@@ -75,17 +76,17 @@ class Model:
     others: int = 0
     embedding_dim: int = field(default=0)
 
-    @property
+    @cached_property
     def moe_layers(self) -> tuple[int, ...]:
         """Numbers of the layers whose feed-forward part is a mixture of experts, in order."""
         return tuple(i for i, layer in enumerate(self.layers) if isinstance(layer.ffn, Moe))
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Width of the last layer: what the head reads."""
         return self.layers[-1].dim
 
-    @property
+    @cached_property
     def encoder_decoder(self) -> bool:
         """Whether prompts go through an encoder and answers through a decoder."""
         return len({layer.part for layer in self.layers}) == 2

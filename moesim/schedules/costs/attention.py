@@ -229,7 +229,7 @@ def decode(needs: Needs, *, params: Params, processors: int) -> Time:
 
 
 def attention(op: Attend, *, params: Params, processors: int) -> Time:
-    """An attention op takes the time of its phase's form.
+    """An attention op takes the time of its phase's form; with nothing to attend there is no kernel to launch.
 
     Examples
     --------
@@ -242,7 +242,7 @@ def attention(op: Attend, *, params: Params, processors: int) -> Time:
     moesim.ground.errors.MoesimError: attention kind `hyena` (layers.attention) has no cost form; ...
     """
     form = decode if op.phase == "decode" else prefill
-    return form(needs_of(op), params=params, processors=processors)
+    return np.asarray(form(needs_of(op), params=params, processors=processors) * (op.tokens + op.keys > 0))
 
 
 def attention_loads(op: Attend, *, params: Params) -> tuple[Time, Time]:

@@ -120,7 +120,8 @@ def reduce(size: Size, ranks: Size, *, form: str, params: Params, tier: Tier) ->
     softmin over protocols of (launch_p + latency x hops + size / ranks x (copy + trips / (efficiency_p x bandwidth)))
 
     trips = rounds x (ranks - 1), rounds = 2 for an all-reduce, 1 for a reduce-scatter or an all-gather; hops = trips
-    up to 8 ranks, and beyond 8 rounds x (7 + 2 log2(ranks / 8)). In-switch reduction (NVLS) is not assumed.
+    up to 8 ranks, and beyond 8 rounds x (7 + 2 log2(ranks / 8)). In-switch reduction (NVLS) is not assumed. Where there
+    is nothing to join, nothing starts.
 
     Functional form of docs/background/evidence.md, section 4 (NCCL; nccl-tests for the bytes on the wire).
 
@@ -144,7 +145,8 @@ def reduce(size: Size, ranks: Size, *, form: str, params: Params, tier: Tier) ->
     hops = ROUNDS[form] * (np.minimum(ranks, RING) - 1 + 2 * levels)
     per_byte = _per_byte(ranks, form, params, tier.bandwidth)
     starts = [params[f"{name}_launch"] + params["latency"] * hops for name in PROTOCOLS]
-    return softest([start + size * slope for start, slope in zip(starts, per_byte, strict=True)])
+    time = softest([start + size * slope for start, slope in zip(starts, per_byte, strict=True)])
+    return time * ((size > 0) & (ranks > 1))
 
 
 def reduce_loads(size: Size, ranks: Size, *, form: str, params: Params, tier: Tier) -> tuple[Time]:

@@ -159,7 +159,10 @@ def _grouped_time(op: Grouped, rows: Size, machine: Machine) -> Time:
 
 def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
     params = machine.kernel("grouped_gemm", op.dtype).params
-    return grouped_loads(op.rows, op.n, op.k, stored=bytes_of(op.dtype), params=params)
+    total = op.rows.sum(axis=0)
+    active = np.count_nonzero(op.rows, axis=0) if op.active is None else op.active
+    stored = bytes_of(op.dtype)
+    return grouped_loads(total, active, op.n, op.k, stored=stored, operand=_operand(op, machine), params=params)
 
 
 def _attention_fit(op: Attend, machine: Machine) -> Fit:

@@ -268,19 +268,24 @@ def _best_width(n: Size, params: Params) -> Size:
     return chosen
 
 
-def grouped_loads(rows: Size, n: Size, k: Size, *, stored: Bytes, params: Params) -> tuple[Time, Time]:
-    """At least so long are the tensor cores (2 S n k / peak) and the memory (A n k stored / bandwidth) busy.
+def grouped_loads(
+    total: Size, active: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Params
+) -> tuple[Time, Time]:
+    """At least so long are the tensor cores and the memory busy, each with what every rank pays besides.
 
-    S and A are the rows and the slots that have any. The larger of the two is the floor of `grouped`.
+    2 S n k / peak and A n k stored / bandwidth, and to both launch + S (k operand + 2 n) / activation_bandwidth.
+
+    `total` S and `active` A are the rows and the slots that have any. The larger of the two is the floor of `grouped`.
 
     Examples
     --------
     >>> two = np.array([2.0])
-    >>> grouped_loads(np.array([[3.0], [0.0]]), two, two, stored=1.0, params={"peak": 4.0, "bandwidth": 2.0})
-    (array([6.]), array([2.]))
+    >>> fit = {"peak": 4.0, "bandwidth": 2.0, "launch": 1.0, "activation_bandwidth": 6.0}
+    >>> grouped_loads(np.array([3.0]), np.array([1.0]), two, two, stored=1.0, operand=1.0, params=fit)
+    (array([10.]), array([6.]))
     """
-    active = np.count_nonzero(rows, axis=0)
-    return rows.sum(axis=0) * (2 * n * k / params["peak"]), active * (n * k * (stored / params["bandwidth"]))
+    both = params["launch"] + total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
+    return both + total * (2 * n * k / params["peak"]), both + active * (n * k * (stored / params["bandwidth"]))
 
 
 def elementwise(traffic: Size, *, params: Params) -> Time:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from types import EllipsisType, MappingProxyType
 
 import numpy as np
-from jaxtyping import Float
 
 from moesim.ground.units import SourceKind, weakest
 from moesim.schedules.costs.fits import Machine, machine_of
@@ -65,7 +64,7 @@ def price(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
 def price_together(schedules: Sequence[Schedule], node: Node, fabric: tuple[Tier, ...]) -> tuple[Priced, ...]:
     """Price schedules that share op objects, each op once; see `price`."""
     machine = machine_of(node, fabric)
-    prices = _priced_ops([task.op for schedule in schedules for task in schedule.tasks], machine)
+    prices = priced_ops([task.op for schedule in schedules for task in schedule.tasks], machine)
     return tuple(_priced(schedule, prices, machine) for schedule in schedules)
 
 
@@ -85,7 +84,8 @@ def _priced(schedule: Schedule, prices: _Prices, machine: Machine) -> Priced:
     )
 
 
-def _priced_ops(ops: Sequence[Op], machine: Machine) -> _Prices:
+def priced_ops(ops: Sequence[Op], machine: Machine) -> _Prices:
+    """Price each distinct op once: by its identity, its duration and its bytes by tier."""
     prices: _Prices = {}
     for alike in _alike(ops):
         times, demands = _priced_alike(alike, form_of(alike[0]), machine)
@@ -219,48 +219,3 @@ def _strays(op: Op, key: str, fit: Fit) -> Iterator[str]:
         some = size[size > 0]
         if some.size and (some.min() < low or some.max() > high):
             yield f"{key}: {name} {some.min():g} to {some.max():g}, calibrated on {low:g} to {high:g}"
-
-
-def bound(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Float[np.ndarray, "..."]:
-    """No plan's mean time over draws is below this: the largest sum of op floors over any one stream.
-
-    An op's floor is the time its busiest resource needs at the fitted peak: max(work / peak, traffic / bandwidth). Work
-    and traffic are averaged over ranks (by how many each row stands for; a rank without a part does nothing) and over
-    draws *before* the larger is taken. The larger of two means is at most the mean of the larger, and the mean over
-    ranks at most the slowest rank, so the bound holds. Rows must not be averaged instead: mean rows keep every
-    expert active, and their floor would overshoot.
-
-    Ops of one tier on several streams are not added up: executors that stretch once come out below that sum (three
-    staggered flows: 2.90 against 3.00), and a bound must not exceed what it bounds.
-
-    Parameters
-    ----------
-    schedule : leading axes of its sizes are (plan, draw); a size with one leading axis has plans only
-    node : the node type it runs on
-    fabric : tiers between nodes
-
-    Returns
-    -------
-    seconds, shaped (plan), or () for sizes without leading axes
-    """
-    machine = machine_of(node, fabric)
-    means: dict[tuple[int, str], Time] = {}
-    streams: dict[str, Time] = {"": np.zeros(())}
-    for task in schedule.tasks:
-        key = (id(task.op), task.on)
-        if key not in means:
-            loads = form_of(task.op).loads(task.op, machine)
-            means[key] = np.maximum.reduce(np.broadcast_arrays(*(_mean(load, schedule, task.on) for load in loads)))
-        streams[task.stream] = streams.get(task.stream, np.zeros(())) + means[key]
-    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*streams.values())))
-
-
-def _mean(load: Time, schedule: Schedule, on: str) -> Time:
-    """Average over ranks that have a part, the others counting as zero, and over draws."""
-    share = schedule.count * schedule.parts[on] if on else schedule.count
-    share = share / schedule.count.sum(axis=-1, keepdims=True)
-    if load.shape[-1] == 1:
-        mean = load[..., 0] * share.sum(axis=-1)
-    else:
-        mean = (load * share).sum(axis=-1)
-    return np.asarray(mean.mean(axis=-1) if mean.ndim >= 2 else mean)

@@ -1,0 +1,100 @@
+"""The range of every headline number: residuals of the costs drawn, and carried through to deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from moesim.deployments.deployed import NONE, Deployments
+from moesim.deployments.metrics import METRICS
+from moesim.deployments.pools import Estimator
+from moesim.deployments.residuals import NUMBER, Residuals
+from moesim.deployments.result import Interval
+from moesim.deployments.summary import Summary, summarize
+from moesim.ground.units import SourceKind
+from moesim.passes.footprint import Memory
+from moesim.world.scenario import Scenario
+
+LOW, HIGH = 0.1, 0.9
+"""The quantiles an interval gives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ranges:
+    """Headline numbers of some deployments under each draw of the residuals, by metric."""
+
+    drawn: Mapping[str, Float[np.ndarray, "plan residual"]]
+    offered: float
+
+    def summary(self, plan: int) -> Summary:
+        """Summarize one plan, its draws taking the place of plans."""
+        return Summary(metrics={name: values[plan] for name, values in self.drawn.items()}, offered=self.offered)
+
+
+def drawn_ranges(scenario: Scenario, estimator: Estimator, deployed: Deployments, *, number: int = NUMBER) -> Ranges:
+    """Draw residuals, time the pools of some deployments under them, and summarize every draw.
+
+    All deployments meet the same draws; prices are drawn within their bands, one draw an offer.
+    """
+    used = np.unique(np.concatenate([deployed.pool, deployed.feeder[deployed.feeder != NONE]]))
+    residuals = Residuals(seed=estimator.run.seed, number=number)
+    step, carrying = (np.full((len(used), number), np.nan) for _ in range(2))
+    place = {int(row): at for at, row in enumerate(used)}
+    for group in estimator.structures(used):
+        times = estimator.run.block(estimator.table, group, residuals)
+        at = [place[row] for row in group]
+        step[at], carrying[at] = times.step.T, times.carrying.T
+    return _summarized(scenario, estimator, deployed, place, step, carrying)
+
+
+def _summarized(
+    scenario: Scenario,
+    estimator: Estimator,
+    deployed: Deployments,
+    place: Mapping[int, int],
+    step: Float[np.ndarray, "pool residual"],
+    carrying: Float[np.ndarray, "pool residual"],
+) -> Ranges:
+    """Summarize all draws of all deployments at once: pools and deployments are repeated, once a draw."""
+    number = step.shape[1]
+    rows = np.repeat(list(place), number)
+    memory = estimator.memory
+    estimates = replace(
+        estimator.estimates,
+        operation=estimator.run.point.take(rows),
+        memory=Memory(items={key: size[rows] for key, size in memory.items.items()}, capacity=memory.capacity[rows]),
+        step=step.reshape(-1),
+        carrying=carrying.reshape(-1),
+    )
+    many = len(deployed) * number
+    draw = np.tile(np.arange(number), len(deployed))
+
+    def repeated(pools: np.ndarray) -> np.ndarray:
+        at = np.array([place.get(int(row), NONE) for row in pools])
+        return np.where(np.repeat(at, number) == NONE, NONE, np.repeat(at, number) * number + draw)
+
+    copies = Deployments(
+        table=estimator.table.take(rows),
+        pool=repeated(deployed.pool),
+        replicas=np.repeat(deployed.replicas, number),
+        feeder=repeated(deployed.feeder),
+        feeders=np.repeat(deployed.feeders, number),
+        spare_nodes=np.repeat(deployed.spare_nodes, number),
+    )
+    assert len(copies) == many
+    found = summarize(scenario, copies, estimates)
+    drawn = {name: values.reshape(len(deployed), number) for name, values in found.metrics.items()}
+    return Ranges(drawn=drawn, offered=found.offered)
+
+
+def intervals(summary: Summary, ranges: Ranges, plan: int, source: SourceKind) -> dict[str, Interval]:
+    """Give every headline number of one plan its range."""
+    found = {}
+    for name, values in summary.metrics.items():
+        mid = float(values[plan])
+        low, high = np.quantile(ranges.drawn[name][plan], (LOW, HIGH)).tolist()
+        found[name] = Interval(low=min(low, mid), mid=mid, high=max(high, mid), unit=METRICS[name].unit, source=source)
+    return found

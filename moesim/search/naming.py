@@ -1,0 +1,136 @@
+"""Short names for plans, and the rows they get in tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from moesim.deployments.deployed import NONE, Deployments, nodes_of
+from moesim.deployments.pools import Estimator
+from moesim.deployments.ranges import HIGH, LOW, Ranges
+from moesim.deployments.summary import Summary
+from moesim.deployments.tables import with_units
+from moesim.ground.units import weakest
+from moesim.passes.footprint import describe
+from moesim.passes.table import Whole, batching_of
+from moesim.plans.layout import NO_LIMIT
+from moesim.plans.plan import Policy, Pool
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Training
+
+COLUMNS: Mapping[str, str] = MappingProxyType(
+    {
+        "throughput": "tokens/s",
+        "throughput_per_gpu": "tokens/s",
+        "ttft": "s",
+        "tpot": "s",
+        "price_per_token": "USD/tokens",
+        "memory_headroom": "B",
+        "mfu": "",
+    }
+)
+"""Metrics in the ranked table, with their units."""
+
+BAND = "price_per_token"
+"""The metric whose range the table shows, in the columns ``price_low`` and ``price_high``."""
+
+
+def layout(pool: Pool, *, training: bool = False) -> str:
+    """Name a pool's layout in short: the degrees above one, then policies and batch.
+
+    Examples
+    --------
+    >>> from moesim.plans.plan import Parallel
+    >>> layout(Pool(role="all", node="n", replicas=1, parallel=Parallel(dp=8, ep=8)))
+    'dp8 ep8 linear contiguous batch 256'
+    """
+    p = pool.parallel
+    degrees = [f"{name}{getattr(p, name)}" for name in ("pp", "dp", "tp", "cp", "ep", "etp") if getattr(p, name) > 1]
+    words = [*degrees, *(_in_short(pool.policy(kind)) for kind in ("alltoall", "placement", "overlap", "shortcut"))]
+    return " ".join([*filter(None, words), _size(pool, training)])
+
+
+def _size(pool: Pool, training: bool) -> str:
+    """Name what limits a pool's batch."""
+    if training:
+        return f"microbatch {pool.microbatch}"
+    batching = batching_of(pool)
+    if pool.role == "prefill" and batching.budget != NO_LIMIT:
+        return f"budget {batching.budget}"
+    return f"batch {batching.max_batch}"
+
+
+def _in_short(policy: Policy | None) -> str:
+    """Name a policy with the values of its settings; doing nothing goes without saying."""
+    if policy is None or policy.name == "none":
+        return ""
+    values = ",".join(str(value) for value in policy.settings.values())
+    return policy.name + (f":{values}" if values else "")
+
+
+def plans_table(
+    scenario: Scenario,
+    deployed: Deployments,
+    summary: Summary,
+    miss: Sequence[float],
+    estimator: Estimator,
+    ranges: Ranges | None = None,
+) -> pd.DataFrame:
+    """Write plans as rows: cluster, pools, replicas, layout, headline numbers, largest miss, source."""
+    shown = [name for name in COLUMNS if name in summary.metrics]
+    rows = []
+    for index in range(len(deployed)):
+        row = _named(scenario, deployed, index)
+        row |= {name: float(summary.metrics[name][index]) for name in shown}
+        if ranges is not None:
+            low, high = np.quantile(ranges.drawn[BAND][index], (LOW, HIGH)).tolist()
+            row |= {"price_low": min(low, float(row[BAND])), "price_high": max(high, float(row[BAND]))}
+        used = [pool for pool in (int(deployed.pool[index]), int(deployed.feeder[index])) if pool != NONE]
+        source = weakest(tuple(estimator.estimates.source[pool] for pool in used))
+        rows.append(row | {"miss": float(miss[index]), "source": source})
+    units = {name: COLUMNS[name] for name in shown} | {"price_low": COLUMNS[BAND], "price_high": COLUMNS[BAND]}
+    return with_units(pd.DataFrame(rows), units)
+
+
+def _named(scenario: Scenario, deployed: Deployments, index: int) -> dict[str, object]:
+    """Name one plan's cluster, pools, replicas and layout."""
+    training = isinstance(scenario.workload, Training)
+    table = deployed.table
+    pool, replicas = deployed.pool[[index]], deployed.replicas[[index]]
+    nodes = int(nodes_of(scenario, table, pool, replicas)[0] + deployed.spare_nodes[index])
+    own = table.pool(int(pool[0]))
+    if deployed.feeder[index] == NONE:
+        return {
+            "cluster": f"{nodes} x {own.node}",
+            "pools": own.role,
+            "replicas": str(int(replicas[0])),
+            "layout": layout(own, training=training),
+        }
+    fed, feeders = deployed.feeder[[index]], deployed.feeders[[index]]
+    feeder = table.pool(int(fed[0]))
+    return {
+        "cluster": f"{int(nodes_of(scenario, table, fed, feeders)[0])} + {nodes} x {own.node}",
+        "pools": "prefill + decode",
+        "replicas": f"{int(feeders[0])} + {int(replicas[0])}",
+        "layout": f"{layout(feeder)} + {layout(own)}",
+    }
+
+
+def unfit_table(scenario: Scenario, estimator: Estimator, rows: Whole) -> pd.DataFrame:
+    """For every node type, count the layouts that do not fit and show the one that misses by least."""
+    training, memory, table = isinstance(scenario.workload, Training), estimator.memory, estimator.table
+    nodes = np.array([like.node for like in table.variants])[table.variant[rows]]
+    numbers = Counter(nodes.tolist())
+    found = []
+    for node in dict.fromkeys(nodes[~memory.fits[rows]].tolist()):
+        here = rows[(nodes == node) & ~memory.fits[rows]]
+        nearest = int(here[np.argmax(memory.headroom[here])])
+        row = {"node": node, "unfit": len(here), "of": numbers[node]}
+        row |= {"nearest": layout(table.pool(nearest), training=training)}
+        row |= {"why": describe(memory, nearest, scenario.hardware.offer(node).node.device.name)}
+        found.append(row)
+    return pd.DataFrame(found, columns=["node", "unfit", "of", "nearest", "why"])

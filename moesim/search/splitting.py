@@ -1,0 +1,166 @@
+"""Prefill and decode on pools of their own: the search over pairs of them.
+
+A pair's price is the sum of its pools' prices, its time to first token is the prefill pool's and its time per token the
+decode pool's (with the hand-over), and the fewest replicas that carry the load are enough for either. So what a pool
+contributes is two numbers, nodes and a latency, and a pair is as good as its pools: it is enough to bound and estimate
+the pools, each beside the best partners it could have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from moesim.deployments.deployed import Deployments, nodes_of
+from moesim.deployments.metrics import base_metric
+from moesim.deployments.pools import Estimates, Estimator
+from moesim.deployments.summary import Summary, offered_rate, pool_metrics
+from moesim.deployments.verdicts import targets_of
+from moesim.passes.table import Whole
+from moesim.search.deploying import paired, replicas_needed
+from moesim.search.frontier import dominated, front
+from moesim.search.objectives import Objectives, objectives
+from moesim.search.pruning import TURN
+from moesim.world.hardware import Offer
+from moesim.world.scenario import Scenario
+
+ADDITIVE = frozenset({"price", "price_per_token", "gpus", "ttft", "tpot"})
+"""Metrics of which a pair is as good as its pools."""
+
+Numbers = Float[np.ndarray, "pool"]
+
+
+def splits(scenario: Scenario, goal: str, frontier: Sequence[str]) -> str:
+    """Say why pools are not split in this search; "" where they are."""
+    if not offered_rate(scenario.workload):
+        return "no arrival rate: pools that prefill and decode apart have nothing to be sized for"
+    others = {base_metric(name) for name in (goal, *frontier)} - ADDITIVE
+    return f"of a pair of pools, {', '.join(sorted(others))} does not follow from each alone" if others else ""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Side:
+    """Pools of one role on one node type: what each contributes to a pair, by bound until it is estimated."""
+
+    rows: Whole
+    nodes: Whole
+    latency: Numbers
+    known: Bool[np.ndarray, "pool"]
+
+    def edge(self) -> Whole:
+        """Places of the pools that no other beats in both nodes and latency."""
+        return np.flatnonzero(front(np.stack([self.nodes.astype(float), self.latency], axis=1)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Splitter:
+    """Searches the pairs on one offer."""
+
+    scenario: Scenario
+    estimator: Estimator
+    goal: str
+    frontier: tuple[str, ...]
+
+    def search(
+        self, offer: Offer, roles: tuple[Whole, Whole], floors: Estimates, incumbents: Callable[[], Objectives]
+    ) -> Deployments:
+        """Estimate pools until no pair with one that is left can matter; return all pairs of estimated pools.
+
+        Parameters
+        ----------
+        roles : rows of the pools on this offer that fit: those that prefill, those that decode
+        floors : bounds of every pool
+        incumbents : objectives of the plans that a pair must beat
+        """
+        sides = tuple(self._side(rows, floors, metric) for rows, metric in zip(roles, ("ttft", "tpot"), strict=True))
+        while True:
+            best = incumbents()
+            chosen = [self._next(offer, sides, turn, best) for turn in (0, 1)]
+            if not any(len(places) for places in chosen):
+                return self._pairs(sides)
+            self.estimator.estimate(np.sort(np.concatenate([s.rows[p] for s, p in zip(sides, chosen, strict=True)])))
+            for side, places, metric in zip(sides, chosen, ("ttft", "tpot"), strict=True):
+                self._learn(side, places, metric)
+
+    def _side(self, rows: Whole, floors: Estimates, metric: str) -> _Side:
+        metrics = pool_metrics(self.scenario, self.estimator.table, floors)
+        return _Side(
+            rows=rows,
+            nodes=self._nodes(rows, metrics["rate"]),
+            latency=metrics[metric][rows],
+            known=np.zeros(len(rows), bool),
+        )
+
+    def _nodes(self, rows: Whole, rate: Numbers) -> Whole:
+        """Nodes that the fewest replicas carrying the load fill."""
+        replicas = replicas_needed(rate[rows], offered_rate(self.scenario.workload))
+        return nodes_of(self.scenario, self.estimator.table, rows, replicas)
+
+    def _learn(self, side: _Side, places: Whole, metric: str) -> None:
+        """Replace bounds by estimates; a pool that a policy refused is out."""
+        metrics = pool_metrics(self.scenario, self.estimator.table, self.estimator.estimates)
+        rows = side.rows[places]
+        side.known[places] = True
+        side.latency[places] = np.nan_to_num(metrics[metric][rows], nan=np.inf)
+        side.nodes[places] = self._nodes(rows, metrics["rate"])
+
+    def _next(self, offer: Offer, sides: tuple[_Side, ...], turn: int, best: Objectives) -> Whole:
+        """Choose pools of one side to estimate: of those that may matter, the ones on the frontier of bounds."""
+        own, other = sides[turn], sides[1 - turn]
+        partners = other.edge()
+        if not len(partners):
+            return partners
+        at, partner = (part.reshape(-1) for part in np.meshgrid(np.arange(len(own.rows)), partners, indexing="ij"))
+        nodes = own.nodes[at] + other.nodes[partner]
+        latencies = (own.latency[at], other.latency[partner])
+        lower = self._objectives(offer, nodes, *(latencies if turn == 0 else latencies[::-1]))
+        matters = (nodes <= offer.max_nodes) & (_ranks_first(lower, best) | _extends(lower, best))
+        alive = np.zeros(len(own.rows), bool)
+        np.logical_or.at(alive, at, matters)
+        places = np.flatnonzero(alive & ~own.known)
+        edge = np.stack([own.nodes[places].astype(float), own.latency[places]], axis=1)
+        return places[np.flatnonzero(front(edge))][:TURN]
+
+    def _objectives(self, offer: Offer, nodes: Whole, ttft: Numbers, tpot: Numbers) -> Objectives:
+        """Objectives of pairs, no worse than they can be."""
+        offered = offered_rate(self.scenario.workload)
+        gpus = nodes * float(offer.node.gpus)
+        summary = Summary(
+            metrics={
+                "gpus": gpus,
+                "price": gpus * offer.rent,
+                "price_per_token": gpus * offer.rent / offered,
+                "ttft": ttft,
+                "tpot": tpot,
+                "throughput": np.full(len(nodes), np.inf),
+                "step": tpot,
+            },
+            offered=0.0,
+        )
+        return objectives(summary, targets_of(self.scenario), self.goal, self.frontier)
+
+    def _pairs(self, sides: tuple[_Side, ...]) -> Deployments:
+        """Combine all estimated pools at the fewest replicas that carry the load."""
+        rate = pool_metrics(self.scenario, self.estimator.table, self.estimator.estimates)["rate"]
+        known = [side.rows[side.known & np.isfinite(rate[side.rows])] for side in sides]
+        offered = offered_rate(self.scenario.workload)
+        sized = [(rows, replicas_needed(rate[rows], offered)) for rows in known]
+        return paired(self.scenario, self.estimator.table, sized[0], sized[1])
+
+
+def _ranks_first(lower: Objectives, best: Objectives) -> Bool[np.ndarray, "pair"]:
+    """Whether a pair may rank before every incumbent."""
+    known = np.flatnonzero(~np.isnan(best.rank[:, 0]))
+    if not len(known):
+        return np.ones(len(lower.rank), bool)
+    return lower.before(best.rank[best.order(known)[0]])
+
+
+def _extends(lower: Objectives, best: Objectives) -> Bool[np.ndarray, "pair"]:
+    """Whether a pair may be on the frontier."""
+    known = np.flatnonzero(~np.isnan(best.rank[:, 0]))
+    good = best.front[known[best.meets[known]]]
+    return np.asarray(lower.meets & ~dominated(lower.front, good[front(good)]))
