@@ -34,15 +34,16 @@ def floor_estimates(estimator: Estimator, rows: Int[np.ndarray, "row"]) -> Estim
     mean number of them that are read; exchanges with their mean bytes. Where nothing overlaps, all of a pass adds up;
     else the busiest stream does.
     """
-    run, point = estimator.run, estimator.run.point.take(rows)
-    both = np.concatenate([rows, rows])
-    kinds = np.repeat([True, False], len(rows))
-    passes = Passes(table=estimator.table.take(both), point=run.point.take(both), carrying=kinds)
-    carrying, plain = np.split(_floors(run, passes), 2)
-    share = point.carrying
+    run, share = estimator.run, estimator.run.point.carrying[rows]
+    carrying, plain = np.flatnonzero(share > 0), np.flatnonzero(share < 1)
+    both = rows[np.concatenate([carrying, plain])]
+    kinds = np.repeat([True, False], [len(carrying), len(plain)])
+    seconds = _floors(run, Passes(table=estimator.table.take(both), point=run.point.take(both), carrying=kinds))
+    times = np.zeros((2, len(rows)))
+    times[0, carrying], times[1, plain] = seconds[: len(carrying)], seconds[len(carrying) :]
     step, whole = (np.full(len(estimator.table), np.nan) for _ in range(2))
-    step[rows] = share * carrying + (1 - share) * plain
-    whole[rows] = np.where(share > 0, carrying, plain)
+    step[rows] = share * times[0] + (1 - share) * times[1]
+    whole[rows] = np.where(share > 0, times[0], times[1])
     return replace(estimator.estimates, step=step, carrying=whole)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -50,6 +50,19 @@ class Estimates:
     refused: dict[int, str]
     source: list[SourceKind]
     outside: set[str]
+
+    def take(self, rows: Int[np.ndarray, "row"]) -> Estimates:
+        """Keep the numbers of some pools."""
+        items = {key: size[rows] for key, size in self.memory.items.items()}
+        return replace(
+            self,
+            operation=self.operation.take(rows),
+            memory=Memory(items=items, capacity=self.memory.capacity[rows]),
+            step=self.step[rows],
+            carrying=self.carrying[rows],
+            refused={at: self.refused[int(row)] for at, row in enumerate(rows) if int(row) in self.refused},
+            source=[self.source[row] for row in rows],
+        )
 
 
 def estimate_pools(

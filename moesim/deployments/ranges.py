@@ -15,7 +15,6 @@ from moesim.deployments.residuals import NUMBER, Residuals
 from moesim.deployments.result import Interval
 from moesim.deployments.summary import Summary, summarize
 from moesim.ground.units import SourceKind
-from moesim.passes.footprint import Memory
 from moesim.world.scenario import Scenario
 
 LOW, HIGH = 0.1, 0.9
@@ -61,14 +60,7 @@ def _summarized(
     """Summarize all draws of all deployments at once: pools and deployments are repeated, once a draw."""
     number = step.shape[1]
     rows = np.repeat(list(place), number)
-    memory = estimator.memory
-    estimates = replace(
-        estimator.estimates,
-        operation=estimator.run.point.take(rows),
-        memory=Memory(items={key: size[rows] for key, size in memory.items.items()}, capacity=memory.capacity[rows]),
-        step=step.reshape(-1),
-        carrying=carrying.reshape(-1),
-    )
+    estimates = replace(estimator.estimates.take(rows), step=step.reshape(-1), carrying=carrying.reshape(-1))
     many = len(deployed) * number
     draw = np.tile(np.arange(number), len(deployed))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -62,6 +62,7 @@ def summarize(
     ----------
     rent : USD/s per gpu of each node type, one number per deployment; the offers' own where it is left out
     """
+    deployed, estimates = _used(deployed, estimates)
     per_pool = pool_metrics(scenario, deployed.table, estimates)
     metrics = {name: values[deployed.pool] for name, values in per_pool.items()}
     gpus, price = _bill(scenario, deployed, rent)
@@ -83,6 +84,17 @@ def summarize(
         "gpus": gpus,
     }
     return Summary(metrics=metrics, offered=offered)
+
+
+def _used(deployed: Deployments, estimates: Estimates) -> tuple[Deployments, Estimates]:
+    """Keep the pools that are deployed."""
+    pools = np.concatenate([deployed.pool, deployed.feeder])
+    rows, place = np.unique(pools[pools != NONE], return_inverse=True)
+    if len(rows) == len(deployed.table):
+        return deployed, estimates
+    pools[pools != NONE] = place
+    pool, feeder = np.split(pools, 2)
+    return replace(deployed, table=deployed.table.take(rows), pool=pool, feeder=feeder), estimates.take(rows)
 
 
 def _bill(scenario: Scenario, deployed: Deployments, rent: Mapping[str, Numbers] | None) -> tuple[Numbers, Numbers]:

@@ -63,7 +63,8 @@ class Expected:
 
     def _exact(self) -> bool:
         """Whether gating computes the rows that are drawn; where it drops or pads, nothing is claimed about them."""
-        return self.table.variants[self.table.variant[0]].policy("gating").name == "dynamic"
+        gating: str = self.table.variants[self.table.variant[0]].policy("gating").name
+        return gating == "dynamic"
 
     def _policy(self, pool: Pool) -> AllToAllPolicy:
         policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
@@ -72,7 +73,7 @@ class Expected:
     def _phases(self, moe: Moe, home: Sizes) -> Phases:
         """Stack the phases of all plans, their bytes in proportion to the home tokens."""
         names = np.stack([self.table.variant, self.table["ep"], self.table["etp"]])
-        distinct, first, place = np.unique(names, axis=1, return_index=True, return_inverse=True)
+        _, first, place = np.unique(names, axis=1, return_index=True, return_inverse=True)
         each = [self._one(moe, self.table.pool(int(row))) for row in first]
         place = place.reshape(-1)
         tokens = np.broadcast_to(home, (len(self.table), 1, 1))

@@ -93,7 +93,14 @@ def footprint(
 def _names(pool: Pool) -> Hashable:
     """Name what decides which formulas serve a pool."""
     policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
-    return (pool.node, pool.framework, tuple(sorted(pool.precision.items())), policy.replicated, _drafts(pool), pool.policy("shortcut"))
+    return (
+        pool.node,
+        pool.framework,
+        tuple(sorted(pool.precision.items())),
+        policy.replicated,
+        _drafts(pool),
+        pool.policy("shortcut"),
+    )
 
 
 def _drafts(pool: Pool) -> bool:

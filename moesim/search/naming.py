@@ -88,7 +88,8 @@ def plans_table(
         row |= {name: float(summary.metrics[name][index]) for name in shown}
         if ranges is not None:
             low, high = np.quantile(ranges.drawn[BAND][index], (LOW, HIGH)).tolist()
-            row |= {"price_low": min(low, float(row[BAND])), "price_high": max(high, float(row[BAND]))}
+            mid = float(summary.metrics[BAND][index])
+            row |= {"price_low": min(low, mid), "price_high": max(high, mid)}
         used = [pool for pool in (int(deployed.pool[index]), int(deployed.feeder[index])) if pool != NONE]
         source = weakest(tuple(estimator.estimates.source[pool] for pool in used))
         rows.append(row | {"miss": float(miss[index]), "source": source})

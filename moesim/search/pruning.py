@@ -95,11 +95,11 @@ def _next(
     ahead = lower.order(np.flatnonzero(ranks))
     maybe = np.flatnonzero(fronts)
     edge = maybe[front(lower.front[maybe])] if len(maybe) else maybe
-    chosen = [_distinct(layout[ahead])[:TURN], _distinct(layout[lower.order(edge)])[:TURN]]
+    chosen = [distinct(layout[ahead])[:TURN], distinct(layout[lower.order(edge)])[:TURN]]
     return np.unique(np.concatenate(chosen))
 
 
-def _distinct(layouts: Rows) -> Rows:
+def distinct(layouts: Rows) -> Rows:
     """Keep the first of equal numbers, in order."""
     _, first = np.unique(layouts, return_index=True)
     return layouts[np.sort(first)]

@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float
 from moesim.deployments.deployed import Deployments, nodes_of
 from moesim.deployments.metrics import base_metric
 from moesim.deployments.pools import Estimates, Estimator
-from moesim.deployments.summary import Summary, offered_rate, pool_metrics
+from moesim.deployments.summary import Summary, offered_rate, pool_metrics, summarize
 from moesim.deployments.verdicts import targets_of
 from moesim.passes.table import Whole
 from moesim.search.deploying import paired, replicas_needed
 from moesim.search.frontier import dominated, front
 from moesim.search.objectives import Objectives, objectives
-from moesim.search.pruning import TURN
+from moesim.search.pruning import TURN, distinct
 from moesim.world.hardware import Offer
 from moesim.world.scenario import Scenario
 
@@ -31,6 +31,10 @@ ADDITIVE = frozenset({"price", "price_per_token", "gpus", "ttft", "tpot"})
 """Metrics of which a pair is as good as its pools."""
 
 Numbers = Float[np.ndarray, "pool"]
+
+
+LATENCIES = ("ttft", "tpot")
+"""The latency that the pool which prefills, and the one which decodes, is for."""
 
 
 def splits(scenario: Scenario, goal: str, frontier: Sequence[str]) -> str:
@@ -43,10 +47,14 @@ def splits(scenario: Scenario, goal: str, frontier: Sequence[str]) -> str:
 
 @dataclass(slots=True, kw_only=True)
 class _Side:
-    """Pools of one role on one node type: what each contributes to a pair, by bound until it is estimated."""
+    """Pools of one role on one node type: what each contributes to a pair, by bound until it is estimated.
+
+    `able` is what the fewest replicas that carry the load can do, output tokens/s.
+    """
 
     rows: Whole
     nodes: Whole
+    able: Numbers
     latency: Numbers
     known: Bool[np.ndarray, "pool"]
 
@@ -75,56 +83,63 @@ class Splitter:
         floors : bounds of every pool
         incumbents : objectives of the plans that a pair must beat
         """
-        sides = tuple(self._side(rows, floors, metric) for rows, metric in zip(roles, ("ttft", "tpot"), strict=True))
+        sides = tuple(self._side(rows, floors, metric) for rows, metric in zip(roles, LATENCIES, strict=True))
+        before = incumbents()
         while True:
-            best = incumbents()
+            pairs = self._pairs(sides)
+            best = _joined(before, self.objectives(pairs))
             chosen = [self._next(offer, sides, turn, best) for turn in (0, 1)]
             if not any(len(places) for places in chosen):
-                return self._pairs(sides)
+                return pairs
             self.estimator.estimate(np.sort(np.concatenate([s.rows[p] for s, p in zip(sides, chosen, strict=True)])))
-            for side, places, metric in zip(sides, chosen, ("ttft", "tpot"), strict=True):
-                self._learn(side, places, metric)
+            for side, places, metric in zip(sides, chosen, LATENCIES, strict=True):
+                self._fill(side, places, self.estimator.estimates, metric)
+                side.known[places] = True
+
+    def objectives(self, deployed: Deployments) -> Objectives:
+        """Objectives of estimated pairs."""
+        summary = summarize(self.scenario, deployed, self.estimator.estimates)
+        return objectives(summary, targets_of(self.scenario), self.goal, self.frontier)
 
     def _side(self, rows: Whole, floors: Estimates, metric: str) -> _Side:
-        metrics = pool_metrics(self.scenario, self.estimator.table, floors)
-        return _Side(
+        number = len(rows)
+        side = _Side(
             rows=rows,
-            nodes=self._nodes(rows, metrics["rate"]),
-            latency=metrics[metric][rows],
-            known=np.zeros(len(rows), bool),
+            nodes=np.zeros(number, np.int64),
+            able=np.zeros(number),
+            latency=np.zeros(number),
+            known=np.zeros(number, bool),
         )
+        self._fill(side, np.arange(number), floors, metric)
+        return side
 
-    def _nodes(self, rows: Whole, rate: Numbers) -> Whole:
-        """Nodes that the fewest replicas carrying the load fill."""
-        replicas = replicas_needed(rate[rows], offered_rate(self.scenario.workload))
-        return nodes_of(self.scenario, self.estimator.table, rows, replicas)
-
-    def _learn(self, side: _Side, places: Whole, metric: str) -> None:
-        """Replace bounds by estimates; a pool that a policy refused is out."""
-        metrics = pool_metrics(self.scenario, self.estimator.table, self.estimator.estimates)
+    def _fill(self, side: _Side, places: Whole, estimates: Estimates, metric: str) -> None:
+        """Write what pools contribute, by bounds or by estimates; a pool that a policy refused contributes nothing."""
         rows = side.rows[places]
-        side.known[places] = True
-        side.latency[places] = np.nan_to_num(metrics[metric][rows], nan=np.inf)
-        side.nodes[places] = self._nodes(rows, metrics["rate"])
+        table = self.estimator.table.take(rows)
+        metrics = pool_metrics(self.scenario, table, estimates.take(rows))
+        replicas = replicas_needed(metrics["rate"], offered_rate(self.scenario.workload))
+        side.nodes[places] = nodes_of(self.scenario, table, np.arange(len(rows)), replicas)
+        side.able[places] = metrics["rate"] * replicas
+        side.latency[places] = np.nan_to_num(metrics[metric], nan=np.inf)
 
     def _next(self, offer: Offer, sides: tuple[_Side, ...], turn: int, best: Objectives) -> Whole:
-        """Choose pools of one side to estimate: of those that may matter, the ones on the frontier of bounds."""
+        """Choose pools of one side to estimate: of those that may matter, the ones that rank first by their bounds."""
         own, other = sides[turn], sides[1 - turn]
         partners = other.edge()
         if not len(partners):
             return partners
-        at, partner = (part.reshape(-1) for part in np.meshgrid(np.arange(len(own.rows)), partners, indexing="ij"))
+        at, partner = (part.reshape(-1) for part in np.meshgrid(np.flatnonzero(~own.known), partners, indexing="ij"))
         nodes = own.nodes[at] + other.nodes[partner]
+        at, partner = at[nodes <= offer.max_nodes], partner[nodes <= offer.max_nodes]
         latencies = (own.latency[at], other.latency[partner])
-        lower = self._objectives(offer, nodes, *(latencies if turn == 0 else latencies[::-1]))
-        matters = (nodes <= offer.max_nodes) & (_ranks_first(lower, best) | _extends(lower, best))
-        alive = np.zeros(len(own.rows), bool)
-        np.logical_or.at(alive, at, matters)
-        places = np.flatnonzero(alive & ~own.known)
-        edge = np.stack([own.nodes[places].astype(float), own.latency[places]], axis=1)
-        return places[np.flatnonzero(front(edge))][:TURN]
+        able = np.minimum(own.able[at], other.able[partner])
+        nodes = own.nodes[at] + other.nodes[partner]
+        lower = self._bounds(offer, nodes, able, *(latencies if turn == 0 else latencies[::-1]))
+        matters = np.flatnonzero(_ranks_first(lower, best) | _extends(lower, best))
+        return distinct(at[lower.order(matters)])[:TURN]
 
-    def _objectives(self, offer: Offer, nodes: Whole, ttft: Numbers, tpot: Numbers) -> Objectives:
+    def _bounds(self, offer: Offer, nodes: Whole, able: Numbers, ttft: Numbers, tpot: Numbers) -> Objectives:
         """Objectives of pairs, no worse than they can be."""
         offered = offered_rate(self.scenario.workload)
         gpus = nodes * float(offer.node.gpus)
@@ -135,7 +150,7 @@ class Splitter:
                 "price_per_token": gpus * offer.rent / offered,
                 "ttft": ttft,
                 "tpot": tpot,
-                "throughput": np.full(len(nodes), np.inf),
+                "throughput": able,
                 "step": tpot,
             },
             offered=0.0,
@@ -143,12 +158,23 @@ class Splitter:
         return objectives(summary, targets_of(self.scenario), self.goal, self.frontier)
 
     def _pairs(self, sides: tuple[_Side, ...]) -> Deployments:
-        """Combine all estimated pools at the fewest replicas that carry the load."""
-        rate = pool_metrics(self.scenario, self.estimator.table, self.estimator.estimates)["rate"]
-        known = [side.rows[side.known & np.isfinite(rate[side.rows])] for side in sides]
-        offered = offered_rate(self.scenario.workload)
-        sized = [(rows, replicas_needed(rate[rows], offered)) for rows in known]
+        """Combine estimated pools at the fewest replicas that carry the load, where no other beats them on their side.
+
+        A pool that another beats makes no pair that the other's would not beat.
+        """
+        sized = []
+        for side in sides:
+            places = np.flatnonzero(side.known & np.isfinite(side.latency))
+            edge = np.stack([side.nodes[places].astype(float), side.latency[places], -side.able[places]], axis=1)
+            rows = side.rows[places[np.flatnonzero(front(edge))]]
+            table = self.estimator.table.take(rows)
+            rate = pool_metrics(self.scenario, table, self.estimator.estimates.take(rows))["rate"]
+            sized.append((rows, replicas_needed(rate, offered_rate(self.scenario.workload))))
         return paired(self.scenario, self.estimator.table, sized[0], sized[1])
+
+
+def _joined(first: Objectives, second: Objectives) -> Objectives:
+    return Objectives(rank=np.concatenate([first.rank, second.rank]), front=np.concatenate([first.front, second.front]))
 
 
 def _ranks_first(lower: Objectives, best: Objectives) -> Bool[np.ndarray, "pair"]:
