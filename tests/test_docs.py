@@ -21,7 +21,7 @@ from moesim.files.trees import read
 from moesim.files.yaml import load_model, load_plan, load_scenario, load_study
 from moesim.policies.finding import find, kinds, names, settings
 from moesim.schedules.costs import priors
-from moesim.search.optimization import COLUMNS
+from moesim.search.naming import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "hardware_profiles" / "README.md"])
@@ -180,7 +180,9 @@ def test_every_metric_and_column_is_explained():
     from moesim.views.tables import _HEADINGS
 
     output = (ROOT / "docs/guides/read-the-output.md").read_text()
-    columns = [_HEADINGS.get(name, name) for name in ("rank", "cluster", "replicas", "layout", *COLUMNS, "source")]
+    columns = [
+        _HEADINGS.get(name, name) for name in ("rank", "cluster", "pools", "replicas", "layout", *COLUMNS, "source")
+    ]
     assert [name for name in columns if f"| `{name}` |" not in output] == []
 
 

@@ -11,15 +11,17 @@ import worlds
 from jaxtyping import Float
 
 from moesim.deployments.arrangements import arrangements
-from moesim.deployments.operation import batch_share, operation
+from moesim.deployments.operation import Passes, operation
 from moesim.deployments.pools import Run, estimate_pools
 from moesim.passes.folding import class_counts, classes
 from moesim.passes.repetition import shortened
+from moesim.passes.table import table_of
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Parallel, Policy, Pool
-from moesim.schedules.costs.pricing import bound, price
+from moesim.schedules.costs.bounds import bound
+from moesim.schedules.costs.pricing import price
 from moesim.schedules.schedule import Schedule
-from moesim.world.workload import Batch, Lengths, decoding, prompts
+from moesim.world.workload import Batch, Lengths, Serving, decoding, prompts
 
 DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS
 Times = Float[np.ndarray, "draw"]
@@ -47,15 +49,20 @@ def wide(placement: str) -> Pool:
     return worlds.pool(Parallel(dp=64, ep=64), placement=placement, batching=BATCH)
 
 
+def passes_of(workload: Serving, chosen: Pool, *, carrying: bool) -> Passes:
+    table = table_of([chosen])
+    return Passes(table=table, point=operation(workload, table), carrying=np.array([carrying]))
+
+
 def batch_of(chosen: Pool, *, carrying: bool) -> Batch:
-    batch = batch_share(SERVING, [chosen], operation(SERVING, [chosen]), 1.0, carrying=carrying)
+    batch = passes_of(SERVING, chosen, carrying=carrying).batch(SERVING, 1.0)
     assert batch.tokens.item() == (1088 if carrying else 64)
     return batch
 
 
 def estimated(placement: str, *, carrying: bool, seed: int = 0) -> float:
     """Seconds of one of the two kinds of pass whose mean the estimate is."""
-    found = estimate_pools(SKEWED, [wide(placement)], seed=seed)
+    found = estimate_pools(SKEWED, table_of([wide(placement)]), seed=seed)
     with_prompts, mean, share = found.carrying[0], found.step[0], found.operation.carrying[0]
     return float(with_prompts if carrying else (mean - share * with_prompts) / (1 - share))
 
@@ -134,11 +141,14 @@ def both_ways(name: str, parallel: Parallel, **policies: str) -> tuple[float, fl
     moe = bool(worlds.model(name).moe_layers)
     world = worlds.scenario(name, cv=CV if moe else 0.0, workload=SERVING)
     chosen = worlds.pool(parallel, batching=BATCH, **policies)
-    estimates = estimate_pools(world, [chosen])
+    estimates = estimate_pools(world, table_of([chosen]))
     assert estimates.memory.fits[0]
     run = Run(scenario=world, point=estimates.operation, arrangements=arrangements(world, seed=0, draws=8))
     slowest = max(
-        min(seconds(schedule).mean() for schedule in run.stage([chosen], [0], stage, carrying=True).schedules())
+        min(
+            seconds(schedule).mean()
+            for schedule in run.stage(passes_of(SERVING, chosen, carrying=True), stage).schedules()
+        )
         for stage in range(parallel.pp)
     )
     return float(estimates.carrying[0]), float(slowest * parallel.pp)

@@ -10,6 +10,7 @@ import worlds
 
 from moesim.ground.errors import ModelError
 from moesim.passes.footprint import Memory, describe, footprint
+from moesim.passes.table import table_of
 from moesim.plans.plan import Parallel, Policy, Pool
 from moesim.world.attention import Unmodelled
 from moesim.world.scenario import Scenario
@@ -25,7 +26,7 @@ def memory(
     world: Scenario, *pools: Pool, sequences: float = SEQUENCES, context: float = CONTEXT, tokens: float = TOKENS
 ) -> Memory:
     many = np.ones(len(pools))
-    return footprint(world, pools, sequences=sequences * many, context=context * many, tokens=tokens * many)
+    return footprint(world, table_of(pools), sequences=sequences * many, context=context * many, tokens=tokens * many)
 
 
 def items(name: str, parallel: Parallel, *, training: bool = False, **policies: Policy | str) -> dict[str, float]:

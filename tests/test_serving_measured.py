@@ -21,6 +21,7 @@ from moesim.deployments.pools import estimate_pools
 from moesim.files.frameworks import built_in_frameworks
 from moesim.files.models import load
 from moesim.files.profiles import load_profile
+from moesim.passes.table import table_of
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool
 from moesim.world.generators import skewed
 from moesim.world.hardware import Hardware, Offer
@@ -100,7 +101,7 @@ def test_priors_alone_come_near_published_step_times(record_property: pytest.Rec
     rows = usable(pd.read_csv(DATA / "serving_measured.csv")).iloc[::4]
     ratios = []
     for _, row in rows.iterrows():
-        predicted = estimate_pools(scenario(row), [pool(row)], draws=2).step[0] * 1e3
+        predicted = estimate_pools(scenario(row), table_of([pool(row)]), draws=2).step[0] * 1e3
         ratios.append(predicted / row.tpot_ms)
     unfit = int(np.isnan(ratios).sum())  # said not to fit, though it was measured
     ratio = np.array(ratios)[np.isfinite(ratios)]

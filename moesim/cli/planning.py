@@ -25,11 +25,13 @@ def optimize(scenario: Path, /, *, out: Path | None = None, seed: int = 0, json:
     from moesim.files.yaml import load_study
     from moesim.search.optimization import optimize as search
     from moesim.views.progress import bar
-    from moesim.views.tables import ranking_json, show_ranking
+    from moesim.views.ranking import ranking_json, show_ranking
 
     study = load_study(scenario)
-    with bar("estimating") as progress:
-        ranking = search(study.scenario, study.space, goal=study.goal, seed=seed, progress=progress)
+    with bar("searching") as progress:
+        ranking = search(
+            study.scenario, study.space, goal=study.goal, frontier=study.frontier, seed=seed, progress=progress
+        )
     folder = keep(study, ranking, seed, out)
     if json:
         print(ranking_json(ranking))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moesim.cli.codes import MET
 
 if TYPE_CHECKING:
-    from moesim.search.optimization import Ranking
+    from moesim.search.ranking import Ranking
     from moesim.search.study import Study
 
 RUNS = Path("runs")

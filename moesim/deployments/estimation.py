@@ -92,15 +92,16 @@ def estimate_deployed(
     used = [index for index in (int(deployed.pool[row]), int(deployed.feeder[row])) if index != NONE]
     estimates = estimator.estimates
     source = weakest(tuple(estimates.source[index] for index in used))
-    tables = {"memory": memory_table(estimator.memory, used[0])}
-    unfit = _unfit(scenario, estimator, used)
-    if unfit is not None:
-        return Result(
-            plan=plan, seed=estimator.run.seed, verdict=unfit, summary={}, tables=tables, source=source, outside=()
-        )
-    tables |= pass_tables(estimator, used[0])
+    tables = {"memory": memory_tables(estimator, used)}
     one = deployed.take([row])
     summary = summarize(scenario, one, estimates)
+    unfit = _unfit(scenario, estimator, used)
+    if unfit is not None:
+        known = intervals(summary, None, 0, source)
+        return Result(
+            plan=plan, seed=estimator.run.seed, verdict=unfit, summary=known, tables=tables, source=source, outside=()
+        )
+    tables |= pass_tables(estimator, used[0])
     drawn = ranges or drawn_ranges(scenario, estimator, one)
     return Result(
         plan=plan,
@@ -111,6 +112,17 @@ def estimate_deployed(
         source=source,
         outside=tuple(sorted(estimates.outside)),
     )
+
+
+def memory_tables(estimator: Estimator, used: Sequence[int]) -> pd.DataFrame:
+    """Itemise the fullest rank of every pool."""
+    tables = [memory_table(estimator.memory, row) for row in used]
+    if len(tables) > 1:
+        for row, table in zip(used, tables, strict=True):
+            table.insert(0, "pool", estimator.table.pool(row).role)
+    joined = pd.concat(tables, ignore_index=True)
+    joined.attrs = tables[0].attrs
+    return joined
 
 
 def _unfit(scenario: Scenario, estimator: Estimator, used: Sequence[int]) -> Verdict | None:

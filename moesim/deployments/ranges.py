@@ -28,6 +28,10 @@ class Ranges:
     drawn: Mapping[str, Float[np.ndarray, "plan residual"]]
     offered: float
 
+    def only(self, plan: int) -> Ranges:
+        """Keep one plan."""
+        return Ranges(drawn={name: values[[plan]] for name, values in self.drawn.items()}, offered=self.offered)
+
     def summary(self, plan: int) -> Summary:
         """Summarize one plan, its draws taking the place of plans."""
         return Summary(metrics={name: values[plan] for name, values in self.drawn.items()}, offered=self.offered)
@@ -82,11 +86,13 @@ def _summarized(
     return Ranges(drawn=drawn, offered=found.offered)
 
 
-def intervals(summary: Summary, ranges: Ranges, plan: int, source: SourceKind) -> dict[str, Interval]:
-    """Give every headline number of one plan its range."""
+def intervals(summary: Summary, ranges: Ranges | None, plan: int, source: SourceKind) -> dict[str, Interval]:
+    """Give every headline number of one plan its range; without draws, none."""
     found = {}
     for name, values in summary.metrics.items():
-        mid = float(values[plan])
-        low, high = np.quantile(ranges.drawn[name][plan], (LOW, HIGH)).tolist()
-        found[name] = Interval(low=min(low, mid), mid=mid, high=max(high, mid), unit=METRICS[name].unit, source=source)
+        low = mid = high = float(values[plan])
+        if ranges is not None:
+            least, most = np.quantile(ranges.drawn[name][plan], (LOW, HIGH)).tolist()
+            low, high = min(least, mid), max(most, mid)
+        found[name] = Interval(low=low, mid=mid, high=high, unit=METRICS[name].unit, source=source)
     return found

@@ -65,14 +65,16 @@ class Residuals:
         """Draw residuals, in logarithms, under a name."""
         if name not in self._known:
             self._known[name] = stream(self.seed, f"residuals {name}").standard_normal(self.number)
-        return np.asarray(deviation * self._known[name][:, np.newaxis])
+        drawn: Float[np.ndarray, "residual"] = self._known[name]
+        return np.asarray(deviation * drawn[:, np.newaxis])
 
 
 def _by_plan(size: Shaped[np.ndarray, "... draw rank"]) -> Float[np.ndarray, "plan"]:
     """Mean of a size in each plan."""
-    if size.ndim < 3:
-        return np.asarray(size, float).reshape(-1).mean(keepdims=True)
-    return np.asarray(np.moveaxis(size, -3, 0).reshape(size.shape[-3], -1).mean(axis=1), float)
+    plans = size.shape[-3] if size.ndim > 2 else 1
+    leading = np.moveaxis(size, -3, 0) if size.ndim > 2 else size
+    means: Float[np.ndarray, "plan"] = leading.reshape(plans, -1).mean(axis=1)
+    return means
 
 
 def _name(shape: tuple[float, ...]) -> str:

@@ -59,8 +59,8 @@ class Mixture:
     """Sizes of one MoE layer for a batch of plans, ranks folded alike in all of them.
 
     `rows` are padded to the most slots that any plan's ranks have; `sizes`, `dispatch` and `combine` are phases;
-    `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask. `active` is given
-    where rows are means over draws: the mean number of slots with rows on a rank.
+    `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask. `active` is
+    given where rows are means over draws: the mean number of slots with rows on a rank.
     """
 
     rows: Int[np.ndarray, "slot plan draw rank"]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moesim.deployments.metrics import METRICS
-from moesim.deployments.result import Result
+from moesim.deployments.result import Interval, Result
 from moesim.deployments.tables import with_units
 from moesim.plans.plan import Plan
-from moesim.search.optimization import Counts, Ranking
+from moesim.search.ranking import Certificate, Ranking
 from moesim.search.study import Study
 from moesim.world.scenario import Scenario
 
@@ -45,9 +44,10 @@ class Answer:
 
 def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
     """Tabulate all there is to keep and to show of a ranking."""
-    results = [ranking.best] if ranking.best else []
+    results = ranking.results
     tables = {
-        "plans": ranking.table,
+        "plans": ranking.plans,
+        "frontier": ranking.frontier,
         "summary": _summary(results),
         "breakdown": _by_plan(results, "breakdown"),
         "memory": _memory(study.scenario, results),
@@ -59,11 +59,11 @@ def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
         name=study.scenario.name,
         seed=seed,
         goal=study.goal,
-        frontier=_axes(study, ranking.table),
+        frontier=_axes(study, ranking.plans),
         headline=tuple(headline(ranking)),
-        certificate=_certificate(ranking.counts),
+        certificate=_certificate(ranking.certificate),
         tables=tables,
-        plans=ranking.plans,
+        plans=ranking.chosen,
     )
 
 
@@ -80,7 +80,7 @@ def headline(ranking: Ranking) -> Iterator[str]:
     if ranking.best is None:
         yield "No plan fits."
         return
-    best = ranking.table.iloc[0]
+    best = ranking.plans.iloc[0]
     yield f"{best['cluster']}, {best['layout']}: {ranking.best.verdict.why}; bound by {ranking.best.verdict.binding}."
     if ranking.meets:
         yield f"{ranking.meets:,} plans carry the load and meet every target; this one is first by the goal."
@@ -88,27 +88,22 @@ def headline(ranking: Ranking) -> Iterator[str]:
         yield "No plan carries the load and meets every target; this one misses by least."
 
 
-def _certificate(counts: Counts) -> dict[str, float]:
-    return {
-        "considered": counts.plans,
-        "invalid": sum(counts.invalid.values()),
-        "unfit": counts.unfit,
-        "refused": counts.refused,
-        "estimated": counts.estimated,
-    }
+def _certificate(certificate: Certificate) -> dict[str, float]:
+    names = ("layouts", "considered", "unfit", "refused", "bounded", "estimated", "simulated", "gap")
+    return {"invalid": sum(certificate.invalid.values())} | {name: getattr(certificate, name) for name in names}
 
 
 def _summary(results: Sequence[Result]) -> pd.DataFrame:
     rows = [
-        {"plan": number, "metric": name, **_band(value), "unit": METRICS[name].unit, "source": result.source}
+        {"plan": number, "metric": name, **_band(value), "unit": value.unit, "source": value.source}
         for number, result in enumerate(results, 1)
         for name, value in result.summary.items()
     ]
     return pd.DataFrame(rows, columns=["plan", "metric", "low", "mid", "high", "unit", "source"])
 
 
-def _band(value: float) -> dict[str, float]:
-    return {"low": value, "mid": value, "high": value}
+def _band(value: Interval) -> dict[str, float]:
+    return {"low": value.low, "mid": value.mid, "high": value.high}
 
 
 def _by_plan(results: Sequence[Result], table: str) -> pd.DataFrame:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from moesim.deployments.deployed import NONE, Deployments, nodes_of
+from moesim.deployments.metrics import METRICS
 from moesim.deployments.pools import Estimator
 from moesim.deployments.ranges import HIGH, LOW, Ranges
 from moesim.deployments.summary import Summary
@@ -22,18 +22,8 @@ from moesim.plans.plan import Policy, Pool
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
-COLUMNS: Mapping[str, str] = MappingProxyType(
-    {
-        "throughput": "tokens/s",
-        "throughput_per_gpu": "tokens/s",
-        "ttft": "s",
-        "tpot": "s",
-        "price_per_token": "USD/tokens",
-        "memory_headroom": "B",
-        "mfu": "",
-    }
-)
-"""Metrics in the ranked table, with their units."""
+COLUMNS = ("throughput", "throughput_per_gpu", "ttft", "tpot", "price_per_token", "memory_headroom", "mfu")
+"""Metrics in the ranked table."""
 
 BAND = "price_per_token"
 """The metric whose range the table shows, in the columns ``price_low`` and ``price_high``."""
@@ -79,9 +69,13 @@ def plans_table(
     miss: Sequence[float],
     estimator: Estimator,
     ranges: Ranges | None = None,
+    also: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Write plans as rows: cluster, pools, replicas, layout, headline numbers, largest miss, source."""
-    shown = [name for name in COLUMNS if name in summary.metrics]
+    """Write plans as rows: cluster, pools, replicas, layout, headline numbers, largest miss, source.
+
+    `also` names metrics to show besides those of `COLUMNS`.
+    """
+    shown = [name for name in dict.fromkeys((*COLUMNS, *also)) if name in summary.metrics]
     rows = []
     for index in range(len(deployed)):
         row = _named(scenario, deployed, index)
@@ -93,7 +87,9 @@ def plans_table(
         used = [pool for pool in (int(deployed.pool[index]), int(deployed.feeder[index])) if pool != NONE]
         source = weakest(tuple(estimator.estimates.source[pool] for pool in used))
         rows.append(row | {"miss": float(miss[index]), "source": source})
-    units = {name: COLUMNS[name] for name in shown} | {"price_low": COLUMNS[BAND], "price_high": COLUMNS[BAND]}
+    units = {name: METRICS[name].unit for name in shown} | dict.fromkeys(
+        ("price_low", "price_high"), METRICS[BAND].unit
+    )
     return with_units(pd.DataFrame(rows), units)
 
 

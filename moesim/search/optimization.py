@@ -244,7 +244,7 @@ class _Finish:
             chosen=tuple(shown.plan(row) for row in range(len(shown))),
             traded=tuple(deployed.plan(int(row)) for row in edge),
             results=tuple(
-                estimate_deployed(search.scenario, search.estimator, shown, row, _only(ranges, row))
+                estimate_deployed(search.scenario, search.estimator, shown, row, ranges.only(row) if ranges else None)
                 for row in range(min(len(shown), 2))
             ),
             simulated=simulated,
@@ -264,7 +264,8 @@ class _Finish:
     def _table(self, deployed: Deployments, miss: Sequence[float], ranges: Ranges | None) -> pd.DataFrame:
         search = self.search
         summary = summarize(search.scenario, deployed, search.estimator.estimates)
-        return plans_table(search.scenario, deployed, summary, miss, search.estimator, ranges)
+        also = [base_metric(name) for name in (search.goal, *search.traded)]
+        return plans_table(search.scenario, deployed, summary, miss, search.estimator, ranges, also)
 
     def _simulated(self, shown: Deployments) -> tuple[Result, ...]:
         """Simulate the first few plans under the same requests."""
@@ -307,10 +308,3 @@ class _Finish:
             gap=outcome.gap,
             unsplit=outcome.unsplit,
         )
-
-
-def _only(ranges: Ranges | None, row: int) -> Ranges | None:
-    """Ranges of one plan."""
-    if ranges is None:
-        return None
-    return Ranges(drawn={name: values[[row]] for name, values in ranges.drawn.items()}, offered=ranges.offered)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from moesim.deployments.deployed import of_role_all
 from moesim.deployments.metrics import METRICS
-from moesim.deployments.pools import estimate_pools
-from moesim.deployments.summary import Deployments, misses, summarize
+from moesim.deployments.pools import estimator_of
+from moesim.deployments.ranges import drawn_ranges, intervals
+from moesim.deployments.summary import Summary, summarize
 from moesim.deployments.tables import with_units
+from moesim.deployments.verdicts import misses, targets_of
 from moesim.ground.errors import Fault, PlanError
 from moesim.ground.showing import Shown
+from moesim.passes.table import table_of
 from moesim.plans.plan import Plan, misfits
 from moesim.search.paths import changed
 from moesim.world.scenario import Scenario
-from moesim.world.workload import Serving
 
 PAYS_FROM = 24
 """Worlds to estimate plans in from which more processes pay: each takes about as long to start as ten of them."""
@@ -114,22 +117,29 @@ def _headlines(scenario: Scenario, plans: Sequence[Plan], seed: int) -> list[Row
     pools = [plans[number].pools[0] for number in sound]
     if not pools:
         return rows
-    estimates = estimate_pools(scenario, pools, seed=seed)
-    deployed = Deployments(
-        pools=pools,
-        pool=np.arange(len(pools)),
-        replicas=np.array([pool.replicas for pool in pools]),
-        spare_nodes=np.array([plans[number].spare_nodes for number in sound]),
-    )
+    estimator = estimator_of(scenario, table_of(pools), seed=seed)
+    estimates = estimator.estimate(np.flatnonzero(estimator.memory.fits))
+    places = np.arange(len(pools))
+    deployed = of_role_all(estimator.table, places, np.array([pool.replicas for pool in pools]))
+    deployed = replace(deployed, spare_nodes=np.array([plans[number].spare_nodes for number in sound]))
     summary = summarize(scenario, deployed, estimates)
-    targets = scenario.workload.targets if isinstance(scenario.workload, Serving) else ()
-    missed = {name: values > 0 for name, values in misses(summary, targets).items()}
+    timed = np.flatnonzero(np.isfinite(estimates.step))
+    ranges = drawn_ranges(scenario, estimator, deployed.take(timed)) if len(timed) else None
+    missed = {name: values > 0 for name, values in misses(summary, targets_of(scenario)).items()}
     for place, number in enumerate(sound):
-        why = "does not fit" if not estimates.memory.fits[place] else estimates.refused[place]
+        why = "does not fit" if not estimator.memory.fits[place] else estimates.refused.get(place, "")
         why = why or ", ".join(f"misses {name}" for name, values in missed.items() if values[place])
-        rows[number] = {name: float(values[place]) for name, values in summary.metrics.items()}
+        at = np.flatnonzero(timed == place)
+        known = ranges.only(int(at[0])) if ranges is not None and len(at) else None
+        for name, value in intervals(_one(summary, place), known, 0, "assumed").items():
+            rows[number] |= {name: value.mid, f"{name}_low": value.low, f"{name}_high": value.high}
         rows[number] |= {"meets": not why, "why": why}
     return rows
+
+
+def _one(summary: Summary, plan: int) -> Summary:
+    """Keep one plan's numbers."""
+    return replace(summary, metrics={name: values[[plan]] for name, values in summary.metrics.items()})
 
 
 def _senseless(plan: Plan) -> str:
@@ -144,4 +154,10 @@ def _table(rows: Sequence[Row]) -> pd.DataFrame:
     names = [str(name) for name in table.columns]
     last = ["meets", "why"]
     table = table[[*(name for name in names if name not in last), *last]]
-    return with_units(table, {name: METRICS[name].unit for name in names if name in METRICS})
+    units = {name: METRICS[base].unit for name in names if (base := _base(name)) in METRICS}
+    return with_units(table, units)
+
+
+def _base(name: str) -> str:
+    """Strip the end of a range from a column's name."""
+    return name.removesuffix("_low").removesuffix("_high")

@@ -12,7 +12,8 @@ from moesim.deployments.tables import with_units
 from moesim.ground.units import show
 from moesim.plans.plan import Plan, Policy
 from moesim.search.answer import headline
-from moesim.search.optimization import Ranking, layout
+from moesim.search.naming import layout
+from moesim.search.ranking import Ranking
 from moesim.search.study import Study
 from moesim.search.sweeping import Sweep
 from moesim.views.charts import Dots, Quantity, lines, stacked_bars
@@ -60,14 +61,14 @@ def _result(result: Result) -> list[str]:
 
 def _headline(result: Result) -> list[tuple[str, str]]:
     return [
-        (HEADINGS.get(name, name), metric_value(value, name, METRICS[base_metric(name)].unit))
+        (HEADINGS.get(name, name), metric_value(value.mid, name, value.unit))
         for name, value in result.summary.items()
     ]
 
 
 def _ranking(ranking: Ranking) -> list[str]:
-    shown = ranking.table.head(ROWS).drop(columns="miss", errors="ignore")
-    shown.attrs = ranking.table.attrs
+    shown = ranking.plans.head(ROWS).drop(columns="miss", errors="ignore")
+    shown.attrs = ranking.plans.attrs
     parts = [*map(paragraph, headline(ranking)), table(shown)]
     return [*parts, *(_result(ranking.best) if ranking.best else [])]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import pandas as pd
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
 from moesim.deployments.result import Result
-from moesim.views.tables import console, show_table, summary_cell
+from moesim.views.tables import console, finite, show_table, summary_cell
 
 
 def show_simulation(result: Result) -> None:
@@ -36,7 +35,7 @@ def _show_numbers(out: Console, result: Result) -> None:
     for name, value in result.summary.items():
         if name == base_metric(name):
             metric = METRICS[name]
-            out.print(f"  {name:18} {summary_cell(value, metric.unit):>16}   {metric.simulated or metric.meaning}")
+            out.print(f"  {name:18} {summary_cell(value.mid, metric.unit):>16}   {metric.simulated or metric.meaning}")
 
 
 def latency_table(result: Result) -> pd.DataFrame:
@@ -44,7 +43,7 @@ def latency_table(result: Result) -> pd.DataFrame:
     names = dict.fromkeys(base_metric(name) for name in result.summary if name != base_metric(name))
     rows = [
         {"metric": name}
-        | {statistic: result.summary[f"{name}.{statistic}"] for statistic in PERCENTILES}
+        | {statistic: result.summary[f"{name}.{statistic}"].mid for statistic in PERCENTILES}
         | {"meaning": METRICS[name].simulated or METRICS[name].meaning}
         for name in names
     ]
@@ -58,7 +57,7 @@ def simulation_json(result: Result) -> str:
     verdict = result.verdict
     tree: dict[str, Any] = {
         "verdict": {"fits": verdict.fits, "meets": dict(verdict.meets), "binding": verdict.binding, "why": verdict.why},
-        "summary": {name: value if math.isfinite(value) else None for name, value in result.summary.items()},
+        "summary": {name: finite(value.mid) for name, value in result.summary.items()},
         "memory": result.tables["memory"].to_dict(orient="records"),
         "source": result.source,
         "outside": list(result.outside),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from moesim.deployments.metrics import METRICS
-from moesim.deployments.result import Result
+from moesim.deployments.result import Interval, Result
 from moesim.ground.units import show
-from moesim.search.optimization import Counts, Ranking
 
 MILLION = 1e6
 
@@ -37,6 +37,8 @@ _HEADINGS: Mapping[str, str] = {
     "price_per_token": "USD/M tokens",
     "memory_headroom": "headroom",
     "replicas": "repl.",
+    "price_low": "P10",
+    "price_high": "P90",
 }
 
 
@@ -60,43 +62,6 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=180)
 
 
-def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
-    """Print the ranked plans, the best plan's step and memory, and what did not fit."""
-    out = console()
-    out.print(f"[bold]{name}[/bold]: {counts_in_words(ranking.counts)}\n")
-    if ranking.best is None:
-        out.print("No plan fits.\n")
-    else:
-        frame = ranking.table.head(rows).drop(columns="miss")
-        frame.attrs = ranking.table.attrs
-        frame.insert(0, "rank", range(1, len(frame) + 1))
-        show_table(out, frame, _title(ranking))
-        show_details(out, ranking.best, "The first plan")
-    if len(ranking.unfit):
-        show_table(out, ranking.unfit, "What does not fit (per node type: how many layouts, and the nearest one)")
-
-
-def _title(ranking: Ranking) -> str:
-    if ranking.meets:
-        return f"{ranking.meets:,} plans carry the load and meet every target; the best of each layout"
-    return "No plan carries the load and meets every target; the nearest misses"
-
-
-def counts_in_words(counts: Counts) -> str:
-    """Say what became of every plan.
-
-    Examples
-    --------
-    >>> counts_in_words(Counts(layouts=10, plans=40, invalid={"odd": 3}, unfit=4, refused=0, estimated=6))
-    '10 layouts (40 plans with replicas): 6 estimated, 4 do not fit, 0 refused; 3 combinations left out as senseless'
-    """
-    return (
-        f"{counts.layouts:,} layouts ({counts.plans:,} plans with replicas): {counts.estimated:,} estimated, "
-        f"{counts.unfit:,} do not fit, {counts.refused:,} refused; "
-        f"{sum(counts.invalid.values()):,} combinations left out as senseless"
-    )
-
-
 def show_result(result: Result) -> None:
     """Print one plan's headline numbers, step, memory and verdict."""
     show_details(console(), result, "The plan")
@@ -107,10 +72,11 @@ def show_details(out: Console, result: Result, title: str) -> None:
     out.print(f"[bold]{title}[/bold]: {result.verdict.why}; bound by {result.verdict.binding}")
     for name, value in result.summary.items():
         metric = METRICS[name]
-        out.print(f"  {name:18} {summary_cell(value, metric.unit):>16}   {metric.meaning}")
+        out.print(f"  {name:18} {summary_cell(value.mid, metric.unit):>16}  {band(value):24}  {metric.meaning}")
     out.print(f"  {'source':18} {result.source:>16}   the weakest kind of source these numbers rest on")
     out.print(
-        "  Means, by formula: targets at a percentile are held against them until a simulation gives percentiles."
+        "  Means, by formula, and from P10 to P90 of what the costs may be wrong by; targets at a percentile are held"
+        " against them."
     )
     if result.outside:
         out.print(f"  outside the calibrated range: {', '.join(result.outside)}")
@@ -131,27 +97,21 @@ def summary_cell(value: float, unit: str) -> str:
     return show(value, unit)
 
 
-def ranking_json(ranking: Ranking) -> str:
-    """Write a ranking as JSON: plans, counts, the best plan's tables, what did not fit."""
-    return json.dumps(
-        {
-            "plans": ranking.table.to_dict(orient="records"),
-            "units": ranking.table.attrs.get("units", {}),
-            "meets": ranking.meets,
-            "counts": {
-                "layouts": ranking.counts.layouts,
-                "plans": ranking.counts.plans,
-                "invalid": dict(ranking.counts.invalid),
-                "unfit": ranking.counts.unfit,
-                "refused": ranking.counts.refused,
-                "estimated": ranking.counts.estimated,
-            },
-            "best": result_dict(ranking.best) if ranking.best else None,
-            "unfit": ranking.unfit.to_dict(orient="records"),
-        },
-        indent=2,
-        allow_nan=False,
-    )
+def band(value: Interval) -> str:
+    """Write a number's range; nothing where it has none."""
+    if value.low == value.high:
+        return ""
+    return f"{summary_cell(value.low, value.unit)} to {summary_cell(value.high, value.unit)}"
+
+
+def finite(value: float) -> float | None:
+    """Return a number for JSON: null where there is none."""
+    return value if math.isfinite(value) else None
+
+
+def interval_dict(value: Interval) -> dict[str, Any]:
+    """Collect a number with its range for JSON."""
+    return {"low": finite(value.low), "mid": finite(value.mid), "high": finite(value.high), "unit": value.unit}
 
 
 def result_json(result: Result) -> str:
@@ -161,11 +121,10 @@ def result_json(result: Result) -> str:
 
 def result_dict(result: Result) -> dict[str, Any]:
     """Collect a result for JSON; numbers that do not exist are null."""
-    finite = {name: value if value == value else None for name, value in result.summary.items()}
     verdict = result.verdict
     return {
         "verdict": {"fits": verdict.fits, "meets": dict(verdict.meets), "binding": verdict.binding, "why": verdict.why},
-        "summary": finite,
+        "summary": {name: interval_dict(value) for name, value in result.summary.items()},
         "breakdown": result.tables["breakdown"].to_dict(orient="records") if "breakdown" in result.tables else [],
         "memory": result.tables["memory"].to_dict(orient="records"),
         "source": result.source,

@@ -1,0 +1,151 @@
+"""A search's answer for a terminal and for a pipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, fields
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.result import Result
+from moesim.search.ranking import Certificate, Comparison, Ranking
+from moesim.views.tables import console, finite, result_dict, show_details, show_table, summary_cell
+
+
+def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
+    """Print the ranked plans, the frontier, the first plan's step and memory, the proof, and what did not fit."""
+    out = console()
+    out.print(f"[bold]{name}[/bold]\n")
+    if ranking.best is None:
+        out.print("No plan fits.\n")
+    else:
+        show_table(out, _numbered(ranking.plans.head(rows)), _title(ranking))
+        _show_simulated(out, ranking)
+        if len(ranking.frontier) > 1:
+            show_table(
+                out, ranking.frontier.drop(columns="miss"), "Frontier: no other plan beats these in all it trades off"
+            )
+        show_details(out, ranking.best, "The first plan")
+        if ranking.comparison:
+            out.print(f"Runner-up: {in_words(ranking.comparison)}\n")
+    if len(ranking.unfit):
+        show_table(out, ranking.unfit, "What does not fit (per node type: how many layouts, and the nearest one)")
+    out.print(f"[bold]Certificate[/bold]: {certificate_in_words(ranking.certificate)}")
+
+
+def _numbered(plans: pd.DataFrame) -> pd.DataFrame:
+    """Number the plans; a column of misses is for those that miss."""
+    frame = plans.drop(columns="miss") if (plans["miss"] <= 0).all() else plans.copy()
+    frame.attrs = plans.attrs
+    frame.insert(0, "rank", range(1, len(frame) + 1))
+    return frame
+
+
+def _title(ranking: Ranking) -> str:
+    if ranking.meets:
+        return f"{ranking.meets:,} of the estimated plans carry the load and meet every target; the best of each layout"
+    return "No plan carries the load and meets every target; the nearest misses"
+
+
+def _show_simulated(out: Console, ranking: Ranking) -> None:
+    """Print the first few plans under requests."""
+    rows = [
+        {"rank": number} | _percentiles(result) | {"verdict": result.verdict.why}
+        for number, result in enumerate(ranking.simulated, 1)
+    ]
+    if rows:
+        table = pd.DataFrame(rows)
+        table.attrs["units"] = {
+            name: METRICS[base_metric(str(name))].unit for name in table if name not in ("rank", "verdict")
+        }
+        show_table(out, table, "The first plans, simulated under the same requests")
+
+
+def _percentiles(result: Result) -> dict[str, float]:
+    names = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue")
+    return {name: result.summary[name].mid for name in names if name in result.summary}
+
+
+def in_words(comparison: Comparison) -> str:
+    """Say by which number the runner-up lost, and how sure that is.
+
+    Examples
+    --------
+    >>> in_words(Comparison(metric="throughput", first=6500.0, second=6400.0, probability=0.75))
+    'it lost by throughput, 6,400 tokens/s against 6,500 tokens/s; the first beats it in 75% of the draws'
+    """
+    unit = METRICS[comparison.metric].unit if comparison.metric in METRICS else ""
+    first, second = (
+        f"{value:.1%}" if comparison.metric == "miss" else summary_cell(value, unit)
+        for value in (comparison.first, comparison.second)
+    )
+    name = "its largest miss of a target" if comparison.metric == "miss" else comparison.metric
+    return (
+        f"it lost by {name}, {second} against {first}; the first beats it in {comparison.probability:.0%} of the draws"
+    )
+
+
+def certificate_in_words(certificate: Certificate) -> str:
+    """Say what became of every plan, and what is proven.
+
+    Examples
+    --------
+    >>> certificate_in_words(Certificate(layouts=10, considered=40, invalid={"odd": 3}, unfit=4, refused=0, bounded=30,
+    ...                                  estimated=6, simulated=2, gap=0.0))
+    '40 plans of 10 layouts: 4 do not fit, 0 refused, 30 bounded, 6 estimated, 2 simulated; 3 combinations left out as
+    senseless. No plan of the space is estimated better than the first, nor beats the frontier.'
+    """
+    c = certificate
+    proof = (
+        f"No plan of the space is {c.of}d better than the first, nor beats the frontier."
+        if c.gap == 0
+        else f"A plan that was not estimated may be better by up to {c.gap:.1%}."
+    )
+    counts = (
+        f"{c.considered:,} plans of {c.layouts:,} layouts: {c.unfit:,} do not fit, {c.refused:,} refused, "
+        f"{c.bounded:,} bounded, {c.estimated:,} estimated, {c.simulated:,} simulated; "
+        f"{sum(c.invalid.values()):,} combinations left out as senseless."
+    )
+    return f"{counts} {proof}" + (f" Pools were not split: {c.unsplit}." if c.unsplit else "")
+
+
+def ranking_json(ranking: Ranking) -> str:
+    """Write a ranking as JSON, SI units: plans, frontier, certificate, the first plan's tables, what did not fit."""
+    tree: dict[str, Any] = {
+        "plans": records(ranking.plans),
+        "frontier": records(ranking.frontier),
+        "certificate": _certificate(ranking.certificate),
+        "comparison": asdict(ranking.comparison) if ranking.comparison else None,
+        "units": ranking.plans.attrs.get("units", {}),
+        "meets": ranking.meets,
+        "best": result_dict(ranking.best) if ranking.best else None,
+        "simulated": [_simulated(result) for result in ranking.simulated],
+        "unfit": records(ranking.unfit),
+    }
+    return json.dumps(tree, indent=2, allow_nan=False)
+
+
+def _certificate(certificate: Certificate) -> dict[str, Any]:
+    names = [each.name for each in fields(certificate)]
+    return {name: getattr(certificate, name) for name in names} | {"invalid": dict(certificate.invalid)}
+
+
+def _simulated(result: Result) -> dict[str, Any]:
+    return {"why": result.verdict.why, "meets": dict(result.verdict.meets)} | {
+        name: finite(value.mid) for name, value in result.summary.items()
+    }
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """List a table's rows; numbers that do not exist are null."""
+    return [
+        {
+            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        for row in table.to_dict(orient="records")
+    ]
