@@ -61,8 +61,7 @@ def _result(result: Result) -> list[str]:
 
 def _headline(result: Result) -> list[tuple[str, str]]:
     return [
-        (HEADINGS.get(name, name), metric_value(value.mid, name, value.unit))
-        for name, value in result.summary.items()
+        (HEADINGS.get(name, name), metric_value(value.mid, name, value.unit)) for name, value in result.summary.items()
     ]
 
 
