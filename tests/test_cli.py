@@ -142,8 +142,11 @@ def test_optimize_shows_tables() -> None:
     code, said, complaint = optimize()
     assert (code, complaint) == (0, "")
     for line in (
-        "Mixtral on two nodes, cut short: ",
-        "layouts (",
+        "Mixtral on two nodes, cut short",
+        "Certificate: ",
+        "Runner-up: it lost by ",
+        "Frontier: ",
+        "simulated under the same requests",
         "1 x nvidia/hgx-h200",
         "USD/M tokens",
         "The first plan: meets",
@@ -163,14 +166,19 @@ def test_optimize_writes_json() -> None:
     code, said, complaint = optimize("--json")
     found = json.loads(said)
     assert (code, complaint) == (0, "")
-    assert set(found) == {"plans", "units", "meets", "counts", "best", "unfit"}
+    assert set(found) == {"plans", "frontier", "certificate", "comparison", "units", "meets", "best", "simulated", "unfit"}
     assert found["meets"] > 0
     prices = [row["price_per_token"] for row in found["plans"]]
     assert prices == sorted(prices)
     assert found["units"]["tpot"] == "s"
-    counts = found["counts"]
-    assert counts["estimated"] + counts["unfit"] + counts["refused"] == counts["layouts"]
-    assert found["best"]["summary"]["price_per_token"] == prices[0]
+    counts = found["certificate"]
+    parts = ("estimated", "bounded", "unfit", "refused")
+    assert sum(counts[part] for part in parts) == counts["considered"]
+    assert counts["gap"] == 0
+    price = found["best"]["summary"]["price_per_token"]
+    assert price["low"] <= price["mid"] <= price["high"]
+    assert price["mid"] == prices[0]
+    assert 0 <= found["comparison"]["probability"] <= 1
     assert found["best"]["verdict"]["fits"] is True
 
 
@@ -200,15 +208,15 @@ def test_estimate_writes_json() -> None:
     assert code == 0
     assert found["verdict"]["meets"] == {"tpot.p99": True, "load": True}
     exposed = sum(row["exposed"] for row in found["breakdown"])
-    assert 0.9 < exposed / found["summary"]["step"] <= 1.0  # the host's own time is the rest
+    assert 0.9 < exposed / found["summary"]["step"]["mid"] <= 1.0  # the host's own time is the rest
     assert {row["item"] for row in found["memory"]} >= {"expert weights", "kv cache", "runtime"}
 
 
 def test_the_seed_is_passed_on(inside: Callable[..., Answer]) -> None:
     answers = [inside("estimate", "w.yaml", "p.yaml", "--json", "--seed", seed, w=world(), p=plan()) for seed in "05"]
-    steps = [json.loads(said)["summary"]["step"] for _, said, _ in answers]
+    steps = [json.loads(said)["summary"]["step"]["mid"] for _, said, _ in answers]
     assert steps[0] != steps[1]
-    assert steps[0] == json.loads(estimate("--json")[1])["summary"]["step"]
+    assert steps[0] == json.loads(estimate("--json")[1])["summary"]["step"]["mid"]
 
 
 def test_estimate_exits_with_1_when_a_plan_misses(inside: Callable[..., Answer]) -> None:
@@ -234,7 +242,7 @@ def test_a_plan_that_cannot_run_is_a_verdict(
     assert (code, complaint) == (1, "")
     assert found["verdict"]["fits"] is False
     assert reason in found["verdict"]["why"]
-    assert found["summary"]["step"] is None
+    assert found["summary"]["step"]["mid"] is None
     code, said, _ = inside("estimate", "w.yaml", "p.yaml", w=whole, p=plan(**settings))
     assert code == 1
     assert reason in " ".join(said.split())
