@@ -166,7 +166,8 @@ def test_optimize_writes_json() -> None:
     code, said, complaint = optimize("--json")
     found = json.loads(said)
     assert (code, complaint) == (0, "")
-    assert set(found) == {"plans", "frontier", "certificate", "comparison", "units", "meets", "best", "simulated", "unfit"}
+    keys = {"plans", "frontier", "certificate", "comparison", "units", "meets", "best", "simulated", "unfit"}
+    assert set(found) == keys
     assert found["meets"] > 0
     prices = [row["price_per_token"] for row in found["plans"]]
     assert prices == sorted(prices)
