@@ -56,7 +56,7 @@ def _floors(run: Run, passes: Passes) -> Seconds:
     def ops(pool: Pool) -> Hashable:
         """Name what decides which ops a pool issues, besides its degrees."""
         node = hardware.offer(pool.node).node
-        policies = tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut"))
+        policies = tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "buffering"))
         precision = tuple(sorted(pool.precision.items()))
         return reach(node, hardware.fabric), node.gpus, precision, policies, batching_of(pool).speculated
 
@@ -96,7 +96,7 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
         distinct=run.arrangements.distinct,
         known=known,
     )
-    serial = table.each(lambda like: all(like.policy(kind).name == "none" for kind in ("overlap", "shortcut"))) > 0
+    serial = table.each(_serial) > 0
     if isinstance(scenario.workload, Training):
         serial = np.zeros_like(serial)
     slowest = np.zeros(len(table))
@@ -107,6 +107,12 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
             slowest[rows] = np.maximum(slowest[rows], floor)
     host = table.each(lambda like: scenario.frameworks[like.framework].step)
     return np.asarray(slowest * halves * table["pp"] + host)
+
+
+def _serial(pool: Pool) -> bool:
+    """Whether every task of a pool's pass waits for the one before it."""
+    alone = {"overlap": "none", "shortcut": "none", "buffering": "resident"}
+    return all(pool.policy(kind).name == name for kind, name in alone.items())
 
 
 def _stage_floor(

@@ -19,7 +19,7 @@ from moesim.passes.attention import ACTIVATION, NORM_PASSES, Work, add_attention
 from moesim.passes.backward import with_backward
 from moesim.passes.buffering import buffered, missing_share
 from moesim.passes.chain import Chain
-from moesim.passes.columns import Columns, Sizes, as_column, column, columns, group_tiers, stage_layers
+from moesim.passes.columns import Column, Columns, Sizes, as_column, column, columns, group_tiers, stage_layers
 from moesim.passes.exchanges import Mixture, Routed, Sized, Topology, mixture
 from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
@@ -120,6 +120,7 @@ class _Setting:
     cols: Columns
     count: Float[np.ndarray, "plan 1 rank"]
     layout: Layout
+    missing: Column
     mixtures: Mixtures
     cells: int
     batch: Batch
@@ -242,6 +243,7 @@ def lower(
             batch,
             count=np.stack([class_counts(p.ep * p.etp) * p.edp for p in degrees])[:, None],
             layout=layouts[0],
+            missing=column([layout.missing for layout in layouts]),
             mixtures=partial(_drawn_mixture, pools, folded, layouts, drawn, topology, known),
             cells=drawn[0].counts.shape[1],
             overlap=make("overlap", first.policy("overlap")),
@@ -279,7 +281,16 @@ def lower_means(scenario: Scenario, table: PoolTable, stage: int, batch: Batch, 
     plain = make("overlap", Policy(name="none"))
     cells = len(mixture_kinds(scenario.model))
     setting = _setting(
-        scenario, cols, stage, batch, count=count, layout=_no_experts(), mixtures=mixtures, cells=cells, overlap=plain
+        scenario,
+        cols,
+        stage,
+        batch,
+        count=count,
+        layout=_no_experts(),
+        missing=column([0.0]),
+        mixtures=mixtures,
+        cells=cells,
+        overlap=plain,
     )
     return Lowering(settings=(setting,), caches=({},))
 
@@ -292,6 +303,7 @@ def _setting(
     *,
     count: Float[np.ndarray, "plan 1 rank"],
     layout: Layout,
+    missing: Column,
     mixtures: Mixtures,
     cells: int,
     overlap: Overlap,
@@ -308,6 +320,7 @@ def _setting(
         cols=cols,
         count=count,
         layout=layout,
+        missing=missing,
         mixtures=mixtures,
         cells=cells,
         batch=batch,
@@ -402,8 +415,9 @@ def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
             home = done.tokens / cols.tp
             sized = setting.mixtures(layer.ffn, cell, home)
             tokens = done.tokens if setting.replicated else home
-            missing = column([layout.missing for layout in setting.layouts])
-            add_mixture(chain, layer.ffn, layer.dim, cols, sized, tokens, missing, replicated=setting.replicated)
+            add_mixture(
+                chain, layer.ffn, layer.dim, cols, sized, tokens, setting.missing, replicated=setting.replicated
+            )
             join_group(chain, hidden, "all_reduce" if setting.replicated else "all_gather", cols, tiers)
         case None:
             pass
