@@ -58,10 +58,12 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     expert_of_slot = placement(load, slots, p.ep, nodes, stream(seed, "placement"))
     gating: Gating = make("gating", pool.policy("gating"))
     layers = expert_of_slot.shape[0]
+    seen = [scenario.model.layers[number].tokens for number in scenario.model.moe_layers][:layers]
+    rows = np.array([gating.capacity(max(1, round(tokens * share)), moe.experts, moe.topk) for share in seen])
     layout = Layout(
         expert_of_slot=expert_of_slot,
         rank_of_slot=np.arange(slots) // (slots // p.ep),
-        capacity=np.full((layers, moe.experts), gating.capacity(tokens, moe.experts, moe.topk)),
+        capacity=np.repeat(rows[:, None], moe.experts, axis=1),
         resident=np.ones((layers, slots), bool),
         r=np.ones(layers, int),
         degree=np.ones(layers, int),
