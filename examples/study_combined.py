@@ -35,7 +35,7 @@ def main() -> dict[tuple[str, ...], float]:
     for names in product(*CHOICES.values()):
         chosen = {kind: CHOICES[kind][name] for kind, name in zip(CHOICES, names, strict=True)}
         plan = Plan(pools=(replace(pool, policies={**DEFAULT_POLICIES, **chosen}),))
-        found[names] = moesim.estimate(scenario, plan).summary["step"]
+        found[names] = float(moesim.estimate(scenario, plan).summary["step"])
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 

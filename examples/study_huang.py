@@ -26,11 +26,11 @@ def main() -> dict[str, dict[str, float]]:
             result = moesim.estimate(scenario, plan(node, slots, dynamic, batch))
             found[f"{node}, {slots} slots, batch {batch}"] = {
                 "fits": float(result.verdict.fits),
-                "step": result.summary["step"],
+                "step": float(result.summary["step"]),
             }
     for name, gating in (("dynamic", dynamic), ("static", static)):
         result = moesim.estimate(scenario, plan("nvidia/hgx-a100", 16, gating, 12))
-        found[f"nvidia/hgx-a100, {name} gating"] = {"step": result.summary["step"]}
+        found[f"nvidia/hgx-a100, {name} gating"] = {"step": float(result.summary["step"])}
     return found
 
 

@@ -29,7 +29,7 @@ def steps(scenario: Scenario, node: str) -> dict[str, float]:
         name: Plan(pools=(replace(pool, policies={**pool.policies, "shortcut": policy}),))
         for name, policy in VARIANTS.items()
     }
-    return {name: moesim.estimate(scenario, plan).summary["step"] for name, plan in plans.items()}
+    return {name: float(moesim.estimate(scenario, plan).summary["step"]) for name, plan in plans.items()}
 
 
 def main() -> dict[str, dict[str, float]]:
