@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import lowered as lower_pass
 from worlds import offer, pool, scenario, unfolded_draws
 
+from moesim.ground.errors import PolicyError
 from moesim.passes.timeline import makespan, timeline
 from moesim.plans.layout import NO_LIMIT
 from moesim.plans.plan import Parallel, Policy
@@ -59,6 +61,14 @@ def test_pipelining_never_hides_the_first_dispatch_and_the_last_combine(dispatch
     assert records.start[busy].min() >= dispatch / degree - 1e-9
     assert end - records.finish[busy].max() >= combine / degree - 1e-9
     assert end >= max(experts + (dispatch + combine) / degree, dispatch + combine) - 1e-9
+
+
+def test_more_chunks_than_rows_are_refused():
+    few = replace(_layout(), capacity=np.full((1, 12), 4))
+    block = chain(dispatch=1.0, experts=1.0, combine=1.0)
+    with pytest.raises(PolicyError, match="a capacity of 4 rows into 8 chunks; give at most 4"):
+        make("overlap", Policy(name="pipeline", settings={"degree": 8})).block(block, few)
+    assert len(make("overlap", Policy(name="pipeline", settings={"degree": "adaptive"})).block(block, few)) == 4
 
 
 @given(st.integers(0, 10_000), st.sampled_from([16, 32, 64]))

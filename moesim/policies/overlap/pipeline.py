@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from moesim.plans.layout import Layout
+from moesim.ground.errors import PolicyError
+from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.schedules.schedule import Schedule, Task
 
 _ADAPTIVE = (1, 2, 4, 8)
@@ -44,7 +45,18 @@ class Pipeline:
         return _ADAPTIVE if self.degree == "adaptive" else self.degree
 
     def block(self, block: Schedule, layout: Layout) -> tuple[Schedule, ...]:
-        """Return one schedule per degree; a block without an exchange is the same in each."""
+        """Return one schedule per degree; a block without an exchange is the same in each.
+
+        Raises
+        ------
+        PolicyError
+            Every degree is above the capacity, so that chunks would be empty.
+        """
+        most = int(layout.capacity.max(initial=0)) or NO_LIMIT
+        if min(self.degrees) > most:
+            raise PolicyError(
+                f"pipeline cuts a capacity of {most} rows into {min(self.degrees)} chunks; give at most {most}"
+            )
         return tuple(chunked(block, degree) for degree in self.degrees)
 
     def whole(self, halves: tuple[Schedule, ...]) -> Schedule:
