@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from moesim.deployments.deployed import NONE, Deployments
 from moesim.deployments.operation import Passes
-from moesim.deployments.pools import Estimator, estimator_of, mean_pass, unlike_stages
+from moesim.deployments.pools import Estimator, estimator_of, mean_pass, unlike_stages, whole_pass
 from moesim.deployments.ranges import Ranges, drawn_ranges, intervals
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import summarize
@@ -18,13 +19,18 @@ from moesim.deployments.verdicts import targets_of, verdict
 from moesim.ground.errors import Fault, PlanError
 from moesim.ground.units import Seconds, weakest
 from moesim.passes.breakdown import breakdown
+from moesim.passes.columns import stage_layers
 from moesim.passes.footprint import describe
+from moesim.passes.repetition import shortened
 from moesim.passes.table import table_of
 from moesim.passes.timeline import timeline
 from moesim.plans.plan import Plan
-from moesim.schedules.costs.pricing import price
+from moesim.schedules.costs.pricing import price_together
 from moesim.schedules.schedule import Priced, Records
 from moesim.world.scenario import Scenario
+
+Parts = Mapping[str, tuple[Seconds, Seconds]]
+"""Busy and exposed seconds by named part."""
 
 
 def estimate(scenario: Scenario, plan: Plan, *, seed: int = 0) -> Result:
@@ -80,13 +86,20 @@ def deployment_of(scenario: Scenario, plan: Plan, *, seed: int = 0) -> tuple[Est
 
 
 def estimate_deployed(
-    scenario: Scenario, estimator: Estimator, deployed: Deployments, row: int, ranges: Ranges | None = None
+    scenario: Scenario,
+    estimator: Estimator,
+    deployed: Deployments,
+    row: int,
+    ranges: Ranges | None = None,
+    *,
+    detailed: bool = True,
 ) -> Result:
     """Write the result of one of many estimated deployments.
 
     Parameters
     ----------
     ranges : of this deployment, where they were drawn before
+    detailed : whether to tabulate its pass; else the verdict names no part of it
     """
     plan = deployed.plan(row)
     used = [index for index in (int(deployed.pool[row]), int(deployed.feeder[row])) if index != NONE]
@@ -101,12 +114,14 @@ def estimate_deployed(
         return Result(
             plan=plan, seed=estimator.run.seed, verdict=unfit, summary=known, tables=tables, source=source, outside=()
         )
-    tables |= pass_tables(estimator, used[0])
+    if detailed:
+        tables |= pass_tables(estimator, used[0])
+    dominant = str(tables["breakdown"]["part"].iloc[0]) if detailed else ""
     drawn = ranges or drawn_ranges(scenario, estimator, one)
     return Result(
         plan=plan,
         seed=estimator.run.seed,
-        verdict=verdict(summary, targets_of(scenario), 0, str(tables["breakdown"]["part"].iloc[0])),
+        verdict=verdict(summary, targets_of(scenario), 0, dominant),
         summary=intervals(summary, drawn, 0, source),
         tables=tables,
         source=source,
@@ -139,39 +154,75 @@ def _unfit(scenario: Scenario, estimator: Estimator, used: Sequence[int]) -> Ver
 def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
     """Run the slowest stage's passes of one pool once more with their records kept, and tabulate them.
 
-    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens, if any does.
+    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens, if any does, cut to
+    a few turns of each repeating run of layers.
     """
     share = float(estimator.estimates.operation.carrying[row])
     parts: dict[str, tuple[Seconds, Seconds]] = {}
-    shown: tuple[Priced, Records] | None = None
+    shown: SlowestPass | None = None
     for carrying, weight in ((True, share), (False, 1 - share)):
         if weight > 0:
-            priced, records = slowest_pass(estimator, row, carrying=carrying)
-            shown = shown or (priced, records)
-            for name, (busy, exposed) in _scaled(breakdown(priced, records), weight).items():
-                before = parts.get(name, (0.0, 0.0))
-                parts[name] = (before[0] + busy, before[1] + exposed)
+            found = slowest_pass(estimator, row, carrying=carrying)
+            shown = shown or found
+            _add(parts, found.breakdown(), weight)
     assert shown is not None
-    return {"breakdown": breakdown_table(parts), "tasks": task_table(shown[0].schedule, shown[1])}
+    return {"breakdown": breakdown_table(parts), "tasks": task_table(shown.priced[0].schedule, shown.records[0])}
 
 
-def _scaled(parts: Mapping[str, tuple[Seconds, Seconds]], share: float) -> dict[str, tuple[Seconds, Seconds]]:
-    return {name: (share * busy, share * exposed) for name, (busy, exposed) in parts.items()}
+def _add(parts: dict[str, tuple[Seconds, Seconds]], more: Parts, weight: float) -> None:
+    """Add a share of a breakdown to another."""
+    for name, (busy, exposed) in more.items():
+        before = parts.get(name, (0.0, 0.0))
+        parts[name] = (before[0] + weight * busy, before[1] + weight * exposed)
 
 
-def slowest_pass(estimator: Estimator, row: int, *, carrying: bool) -> tuple[Priced, Records]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlowestPass:
+    """The pass that sets the step, of its slowest stage, cut to a few turns of each repeating run of layers.
+
+    Attributes
+    ----------
+    priced, records : the shortened pass, then, for each run of layers that it shortens, the pass with one turn less
+    missing : turns of each of these runs that the shortened pass lacks
+    """
+
+    priced: tuple[Priced, ...]
+    records: tuple[Records, ...]
+    missing: tuple[int, ...]
+
+    def breakdown(self) -> Parts:
+        """Split the time of the whole pass over its named parts: busy and exposed seconds."""
+        each = [breakdown(priced, records) for priced, records in zip(self.priced, self.records, strict=True)]
+        parts = dict(each[0])
+        for turns, fewer in zip(self.missing, each[1:], strict=True):
+            _add(parts, each[0], turns)
+            _add(parts, fewer, -turns)
+        return parts
+
+
+def slowest_pass(estimator: Estimator, row: int, *, carrying: bool) -> SlowestPass:
     """Price and run the slowest stage's pass, the fastest of its alternatives, with every task's start and finish."""
     run, table = estimator.run, estimator.table.take([row])
     pool = table.pool(0)
+    model, pp = run.scenario.model, pool.parallel.pp
     node, fabric = run.scenario.hardware.offer(pool.node).node, run.scenario.hardware.fabric
     passes = Passes(table=table, point=run.point.take([row]), carrying=np.array([carrying]))
-    stages = [
-        [price(schedule, node, fabric) for schedule in run.stage(passes, stage).schedules()]
-        for stage in unlike_stages(run.scenario, pool)
-    ]
-    slowest = max((min(alternatives, key=_seconds) for alternatives in stages), key=_seconds)
-    return slowest, timeline(slowest)
+    slowest: tuple[Seconds, SlowestPass] | None = None
+    for stage in unlike_stages(run.scenario, pool):
+        layers = shortened(model, stage_layers(model, pp, stage))
+        lowering = run.stage(passes, stage)
+        variants = [lowering.schedules(turns) for turns in (layers.base, *layers.without)]
+        ways = [
+            _timed(price_together(schedules, node, fabric), layers.missing) for schedules in zip(*variants, strict=True)
+        ]
+        best = min(ways, key=lambda way: way[0])
+        slowest = best if slowest is None else max(slowest, best, key=lambda way: way[0])
+    assert slowest is not None
+    return slowest[1]
 
 
-def _seconds(priced: Priced) -> Seconds:
-    return float(mean_pass(priced, 1)[0])
+def _timed(priced: tuple[Priced, ...], missing: tuple[int, ...]) -> tuple[Seconds, SlowestPass]:
+    """Run the variants of one pass; give the time of the whole one."""
+    times = np.stack([mean_pass(each, 1) for each in priced])[:, np.newaxis]
+    records = tuple(timeline(each) for each in priced)
+    return whole_pass(times, missing).item(), SlowestPass(priced=priced, records=records, missing=missing)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.operation import Passes
-from moesim.deployments.pools import Estimates, Estimator, Run, unlike_stages
-from moesim.passes.columns import as_column, group_tiers
+from moesim.deployments.pools import Estimates, Estimator, Run, unlike_stages, whole_pass
+from moesim.passes.columns import as_column, group_tiers, stage_layers
 from moesim.passes.exchanges import Topology
 from moesim.passes.expected import Expected, Phases
 from moesim.passes.lowering import halves_wanted, lower_means
 from moesim.passes.presence import home_tokens
+from moesim.passes.repetition import shortened
 from moesim.passes.table import PoolTable, batching_of
-from moesim.plans.plan import Pool
-from moesim.schedules.costs.bounds import floors, of_plans
-from moesim.schedules.schedule import Schedule
-from moesim.world.hardware import reach
+from moesim.passes.timeline import makespan
+from moesim.plans.plan import Policy, Pool
+from moesim.policies.finding import make
+from moesim.policies.protocols import Overlap
+from moesim.schedules.costs.bounds import floored, floors, of_plans
+from moesim.world.hardware import Node, reach
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, Training
 
 Seconds = Float[np.ndarray, "plan"]
+
+SHORTENED = 0.01
+"""Share by which bounds of overlapped passes are lowered: a shortened pass stands for the whole to a thousandth of the
+time, and a difference of two ends is no bound by itself."""
 
 
 def floor_estimates(estimator: Estimator, rows: Int[np.ndarray, "row"]) -> Estimates:
@@ -57,8 +64,9 @@ def _floors(run: Run, passes: Passes) -> Seconds:
         """Name what decides which ops a pool issues, besides its degrees."""
         node = hardware.offer(pool.node).node
         policies = tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "buffering"))
+        halves = halves_wanted(pool)
         precision = tuple(sorted(pool.precision.items()))
-        return reach(node, hardware.fabric), node.gpus, precision, policies, batching_of(pool).speculated
+        return reach(node, hardware.fabric), node.gpus, precision, policies, batching_of(pool).speculated, halves
 
     block = table["ep"] * table["etp"]
     for rows in table.groups(ops, table["pp"], block > 1, _tiers(run.scenario, table)):
@@ -96,17 +104,16 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
         distinct=run.arrangements.distinct,
         known=known,
     )
-    serial = table.each(_serial) > 0
-    if isinstance(scenario.workload, Training):
-        serial = np.zeros_like(serial)
+    overlap: Overlap = make("overlap", first.policy("overlap"))
     slowest = np.zeros(len(table))
     for stage in unlike_stages(scenario, first):
-        blocks = list(lower_means(scenario, table, stage, batch, sized).blocks())
-        for rows in table.groups(lambda like: like.node):
-            floor = _stage_floor(scenario, table.take(rows), [(of_plans(b, rows), n) for b, n in blocks], serial[rows])
-            slowest[rows] = np.maximum(slowest[rows], floor)
+        if overlap.halves > 1:
+            floor = _overlapped_floor(scenario, table, stage, batch, sized, overlap)
+        else:
+            floor = _stage_floor(scenario, table, stage, batch, sized)
+        slowest = np.maximum(slowest, floor)
     host = table.each(lambda like: scenario.frameworks[like.framework].step)
-    return np.asarray(slowest * halves * table["pp"] + host)
+    return np.asarray(slowest * table["pp"] + host)
 
 
 def _serial(pool: Pool) -> bool:
@@ -115,17 +122,44 @@ def _serial(pool: Pool) -> bool:
     return all(pool.policy(kind).name == name for kind, name in alone.items())
 
 
-def _stage_floor(
-    scenario: Scenario, table: PoolTable, blocks: Sequence[tuple[Schedule, int]], serial: Bool[np.ndarray, "plan"]
+def _stage_floor(scenario: Scenario, table: PoolTable, stage: int, batch: Batch, sized: Expected) -> Seconds:
+    """Bound one stage: all its tasks in series, or those of its busiest stream."""
+    serial = table.each(_serial) > 0
+    if isinstance(scenario.workload, Training):
+        serial = np.zeros_like(serial)
+    plain: Overlap = make("overlap", Policy(name="none"))
+    blocks = list(lower_means(scenario, table, stage, batch, sized, plain).blocks())
+    found = np.zeros(len(table))
+    for rows, node in _nodes(scenario, table):
+        streams: dict[str, Seconds] = {}
+        for block, times in blocks:
+            each = floors(of_plans(block, rows), node, scenario.hardware.fabric)
+            for task, floor in zip(block.tasks, each, strict=True):
+                streams[task.stream] = streams.get(task.stream, np.zeros(len(rows))) + times * floor
+        sums = list(streams.values())
+        found[rows] = np.where(serial[rows], np.sum(sums, axis=0), np.max(sums, axis=0))
+    return found
+
+
+def _overlapped_floor(
+    scenario: Scenario, table: PoolTable, stage: int, batch: Batch, sized: Expected, overlap: Overlap
 ) -> Seconds:
-    """Bound one stage of plans on one node type: all its tasks in series, or those of its busiest stream."""
-    node = scenario.hardware.offer(table.variants[table.variant[0]].node).node
-    streams: dict[str, Seconds] = {}
-    for block, times in blocks:
-        for task, floor in zip(block.tasks, floors(block, node, scenario.hardware.fabric), strict=True):
-            streams[task.stream] = streams.get(task.stream, np.zeros(len(table))) + times * floor
-    each = list(streams.values())
-    return np.asarray(np.where(serial, np.sum(each, axis=0), np.max(each, axis=0)))
+    """Bound one stage whose halves run beside each other: run their floors, shortened as estimates are."""
+    layers = shortened(scenario.model, stage_layers(scenario.model, table.pool(0).parallel.pp, stage))
+    lowering = lower_means(scenario, table, stage, batch, sized, overlap)
+    variants = [lowering.schedules(turns)[0] for turns in (layers.base, *layers.without)]
+    found = np.zeros(len(table))
+    for rows, node in _nodes(scenario, table):
+        spans = [makespan(floored(of_plans(each, rows), node, scenario.hardware.fabric)) for each in variants]
+        times = np.stack([np.broadcast_to(span, len(rows)) for span in spans])
+        found[rows] = whole_pass(times[:, np.newaxis], layers.missing)[0] * (1 - SHORTENED)
+    return found
+
+
+def _nodes(scenario: Scenario, table: PoolTable) -> Iterator[tuple[Int[np.ndarray, "row"], Node]]:
+    """Rows of each node type."""
+    for rows in table.groups(lambda like: like.node):
+        yield rows, scenario.hardware.offer(table.variants[table.variant[rows[0]]].node).node
 
 
 def _active(arrangements: Arrangements, table: PoolTable, batch: Batch, halves: Seconds) -> tuple[np.ndarray, ...]:

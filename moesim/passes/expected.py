@@ -72,7 +72,9 @@ class Expected:
 
     def _phases(self, moe: Moe, home: Sizes) -> Phases:
         """Stack the phases of all plans, their bytes in proportion to the home tokens."""
-        names = np.stack([self.table.variant, self.table["ep"], self.table["etp"]])
+        codes: dict[Hashable, int] = {}
+        likes = [codes.setdefault(_names(like), len(codes)) for like in self.table.variants]
+        names = np.stack([np.array(likes)[self.table.variant], self.table["ep"], self.table["etp"]])
         _, first, place = np.unique(names, axis=1, return_index=True, return_inverse=True)
         each = [self._one(moe, self.table.pool(int(row))) for row in first]
         place = place.reshape(-1)
@@ -89,9 +91,7 @@ class Expected:
         p, policy = pool.parallel, self._policy(pool)
         if policy.replicated or p.ep * p.etp == 1:
             return (), (), ()
-        names = (pool.policy(kind) for kind in ("alltoall", "placement"))
-        formats = (pool.precision.get("dispatch"), pool.precision.get("combine"))
-        key = (moe, *names, *formats, p.ep, p.etp, self.topology)
+        key = (moe, _names(pool), p.ep, p.etp, self.topology)
         if key not in self.known:
             self.known[key] = self._written(moe, pool, policy)
         return self.known[key]
@@ -112,6 +112,12 @@ class Expected:
         combined = moe.input_dim * element(pool, "combine")
         sizes, sent, back = block_phases(policy, dispatch, combined, self.topology, True)
         return tuple(_scaled(_mean(phase), slots) for phase in sizes), _means(sent), _means(back)
+
+
+def _names(pool: Pool) -> Hashable:
+    """Name what decides a pool's phases, besides where its experts are."""
+    policies = tuple(pool.policy(kind) for kind in ("alltoall", "placement"))
+    return (*policies, pool.precision.get("dispatch"), pool.precision.get("combine"))
 
 
 def _means(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -28,7 +28,7 @@ from moesim.passes.presence import kind_of, mixture_kinds
 from moesim.passes.shortcut import changed_model, joined_layers, thinned
 from moesim.passes.table import PoolTable, batching_of, table_of
 from moesim.plans.layout import Layout
-from moesim.plans.plan import Policy, Pool
+from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Gating, Overlap, Placement, Shortcut
 from moesim.schedules.ops import Elementwise, Gemm, Send
@@ -269,32 +269,31 @@ def _drawn_mixture(
     return mixture(moe, pools, folded, layouts, routed, cell, home, topology, sized)
 
 
-def lower_means(scenario: Scenario, table: PoolTable, stage: int, batch: Batch, mixtures: Mixtures) -> Lowering:
-    """Lower one pass of one stage at mean sizes, all ranks alike and nothing overlapped: what a bound is made of.
+def lower_means(
+    scenario: Scenario, table: PoolTable, stage: int, batch: Batch, mixtures: Mixtures, overlap: Overlap
+) -> Lowering:
+    """Lower one pass of one stage at mean sizes, all ranks alike: what a bound is made of.
 
-    Plans may differ in more than numbers, as long as the same ops are issued: in degrees, in placement, in overlap.
+    Plans may differ in more than numbers, as long as the same ops are issued: in degrees, in placement.
 
     Parameters
     ----------
+    batch : the batch, or half of it where the overlap policy asks for two; both halves are alike
     mixtures : sizes a MoE layer from its cell (the number of its kind) and home tokens, with a size-1 rank axis
     """
-    count = as_column(table.ranks)
-    cols = columns(table, scenario.model, folded=True)
-    plain = make("overlap", Policy(name="none"))
-    cells = len(mixture_kinds(scenario.model))
     setting = _setting(
         scenario,
-        cols,
+        columns(table, scenario.model, folded=True),
         stage,
         batch,
-        count=count,
+        count=as_column(table.ranks),
         layout=_no_experts(),
         missing=column([0.0]),
         mixtures=mixtures,
-        cells=cells,
-        overlap=plain,
+        cells=len(mixture_kinds(scenario.model)),
+        overlap=overlap,
     )
-    return Lowering(settings=(setting,), caches=({},))
+    return Lowering(settings=(setting,) * overlap.halves, caches=({},) * overlap.halves)
 
 
 def _setting(

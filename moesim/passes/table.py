@@ -86,7 +86,8 @@ class PoolTable:
     def each(self, value: Callable[..., float], *names: str) -> Float[np.ndarray, "plan"]:
         """Evaluate a function of a variant and some columns, once for each combination that occurs."""
         if not names:
-            return np.asarray(np.array([float(value(like)) for like in self.variants])[self.variant])
+            variants, place = np.unique(self.variant, return_inverse=True)
+            return np.asarray(np.array([float(value(self.variants[like])) for like in variants])[place.reshape(-1)])
         keys = np.stack([self.variant, *(self[name] for name in names)])
         distinct, place = np.unique(keys, axis=1, return_inverse=True)
         values = [float(value(self.variants[like], *map(int, numbers))) for like, *numbers in distinct.T]
@@ -95,7 +96,9 @@ class PoolTable:
     def groups(self, key: Callable[[Pool], Hashable], *columns: Shaped[np.ndarray, "plan"]) -> list[Whole]:
         """Rows of each group of pools whose variants have one key and whose columns agree, by first appearance."""
         codes: dict[Hashable, int] = {}
-        label = np.array([codes.setdefault(key(like), len(codes)) for like in self.variants], np.int64)[self.variant]
+        variants, place = np.unique(self.variant, return_inverse=True)
+        labels = [codes.setdefault(key(self.variants[like]), len(codes)) for like in variants]
+        label = np.array(labels, np.int64)[place.reshape(-1)]
         for values in columns:
             label = label * (int(values.max(initial=0)) + 1) + values
         order = np.argsort(label, kind="stable")

@@ -106,6 +106,25 @@ def _at(task: Task, after: tuple[int, ...], shift: int = 0) -> Task:
     )
 
 
+def with_ops(schedule: Schedule, ops: Mapping[int, Op]) -> Schedule:
+    """Replace ops, each by its identity; written out because a schedule has thousands of tasks."""
+    tasks = tuple(
+        Task(
+            name=task.name,
+            stream=task.stream,
+            op=ops[id(task.op)],
+            after=task.after,
+            group=task.group,
+            on=task.on,
+            layer=task.layer,
+            chunk=task.chunk,
+            microbatch=task.microbatch,
+        )
+        for task in schedule.tasks
+    )
+    return replace(schedule, tasks=tasks)
+
+
 def series(schedules: Sequence[Schedule]) -> Schedule:
     """Run schedules one after another: tasks of the next with no `after` wait for what is `out` of the one before.
 

@@ -244,7 +244,14 @@ class _Finish:
             chosen=tuple(shown.plan(row) for row in range(len(shown))),
             traded=tuple(deployed.plan(int(row)) for row in edge),
             results=tuple(
-                estimate_deployed(search.scenario, search.estimator, shown, row, ranges.only(row) if ranges else None)
+                estimate_deployed(
+                    search.scenario,
+                    search.estimator,
+                    shown,
+                    row,
+                    ranges.only(row) if ranges else None,
+                    detailed=row == 0,
+                )
                 for row in range(min(len(shown), 2))
             ),
             simulated=simulated,

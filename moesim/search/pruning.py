@@ -14,7 +14,7 @@ from moesim.search.objectives import Objectives
 SHOWN = 10
 """Layouts of the ranked table: each is proven to be estimated no worse than any layout outside it."""
 
-TURN = 24
+TURN = 32
 """Layouts estimated at a time on behalf of the ranking, and as many for the frontier."""
 
 Rows = Int[np.ndarray, "row"]
@@ -91,12 +91,20 @@ def _next(
     ranks: Bool[np.ndarray, "plan"],
     fronts: Bool[np.ndarray, "plan"],
 ) -> Rows:
-    """Choose layouts to estimate: those whose bounds rank first, and those on the frontier of bounds."""
+    """Choose layouts to estimate: those whose bounds rank first, and those at the edge of the bounds."""
     ahead = lower.order(np.flatnonzero(ranks))
-    maybe = np.flatnonzero(fronts)
-    edge = maybe[front(lower.front[maybe])] if len(maybe) else maybe
-    chosen = [distinct(layout[ahead])[:TURN], distinct(layout[lower.order(edge)])[:TURN]]
+    chosen = [distinct(layout[ahead])[:TURN], _edges(layout, lower, np.flatnonzero(fronts))]
     return np.unique(np.concatenate(chosen))
+
+
+def _edges(layout: Int[np.ndarray, "plan"], lower: Objectives, rows: Rows) -> Rows:
+    """Choose layouts from the outside in: the frontier of bounds, then the one behind it."""
+    chosen = np.zeros(0, np.int64)
+    while len(rows) and len(chosen) < TURN:
+        edge = front(lower.front[rows])
+        chosen = distinct(np.concatenate([chosen, layout[lower.order(rows[edge])]]))
+        rows = rows[~np.isin(layout[rows], chosen)]
+    return chosen[:TURN]
 
 
 def distinct(layouts: Rows) -> Rows:

@@ -71,7 +71,7 @@ class Ranking(Shown):
     frontier : plans that meet every target and that no other beats in all of the frontier's metrics
     chosen : the plans of `plans`, in its order
     traded : the plans of `frontier`, in its order
-    results : the first plan and the runner-up, with their tables
+    results : the first plan with its tables, and the runner-up
     simulated : the first few plans under the scenario's requests, all under the same
     comparison : the first against the runner-up; None where there is no second
     certificate : what became of every plan

@@ -23,7 +23,7 @@ from moesim.passes.table import Whole
 from moesim.search.deploying import paired, replicas_needed
 from moesim.search.frontier import dominated, front
 from moesim.search.objectives import Objectives, objectives
-from moesim.search.pruning import TURN, distinct
+from moesim.search.pruning import distinct
 from moesim.world.hardware import Offer
 from moesim.world.scenario import Scenario
 
@@ -32,6 +32,9 @@ ADDITIVE = frozenset({"price", "price_per_token", "gpus", "ttft", "tpot"})
 
 Numbers = Float[np.ndarray, "pool"]
 
+
+TURN = 8
+"""Pools of either side estimated at a time."""
 
 LATENCIES = ("ttft", "tpot")
 """The latency that the pool which prefills, and the one which decodes, is for."""
@@ -129,7 +132,9 @@ class Splitter:
         partners = other.edge()
         if not len(partners):
             return partners
-        at, partner = (part.reshape(-1) for part in np.meshgrid(np.flatnonzero(~own.known), partners, indexing="ij"))
+        places = np.flatnonzero(~own.known)
+        places = places[~self._beaten(own, places, LATENCIES[turn])]
+        at, partner = (part.reshape(-1) for part in np.meshgrid(places, partners, indexing="ij"))
         nodes = own.nodes[at] + other.nodes[partner]
         at, partner = at[nodes <= offer.max_nodes], partner[nodes <= offer.max_nodes]
         latencies = (own.latency[at], other.latency[partner])
@@ -138,6 +143,17 @@ class Splitter:
         lower = self._bounds(offer, nodes, able, *(latencies if turn == 0 else latencies[::-1]))
         matters = np.flatnonzero(_ranks_first(lower, best) | _extends(lower, best))
         return distinct(at[lower.order(matters)])[:TURN]
+
+    def _beaten(self, side: _Side, places: Whole, metric: str) -> Bool[np.ndarray, "pool"]:
+        """Whether an estimated pool needs no more nodes and is no slower, as far as that matters.
+
+        A latency that is neither goal nor traded off only has to keep within its target.
+        """
+        wanted = {base_metric(name) for name in (self.goal, *self.frontier)}
+        limits = [each.limit for each in targets_of(self.scenario) if base_metric(each.metric) == metric]
+        allowed = 0.0 if metric in wanted else min(limits, default=np.inf)
+        points = np.stack([side.nodes.astype(float), np.maximum(side.latency, allowed)], axis=1)
+        return dominated(points[places], points[side.known])
 
     def _bounds(self, offer: Offer, nodes: Whole, able: Numbers, ttft: Numbers, tpot: Numbers) -> Objectives:
         """Objectives of pairs, no worse than they can be."""

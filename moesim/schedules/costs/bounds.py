@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -12,7 +13,7 @@ from moesim.schedules.costs.forms import form_of
 from moesim.schedules.costs.kernels import Time
 from moesim.schedules.costs.pricing import priced_ops
 from moesim.schedules.ops import Grouped, Op
-from moesim.schedules.schedule import Schedule
+from moesim.schedules.schedule import Priced, Schedule, with_ops
 from moesim.world.hardware import Node, Tier
 
 Floor = Float[np.ndarray, "..."]
@@ -30,8 +31,7 @@ def of_plans(schedule: Schedule, plans: Int[np.ndarray, "plan"]) -> Schedule:
         if isinstance(op, Grouped) and op.active is not None:
             sizes["active"] = part(op.active)
         kept[id(op)] = replace(op, **sizes)  # type: ignore[arg-type]  # the fields of this op's own class
-    tasks = tuple(replace(task, op=kept[id(task.op)]) for task in schedule.tasks)
-    return replace(schedule, tasks=tasks, count=part(schedule.count))
+    return replace(with_ops(schedule, kept), count=part(schedule.count))
 
 
 def floors(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> tuple[Floor, ...]:
@@ -72,6 +72,21 @@ def _certain(op: Op) -> bool:
         return False
     sizes = [getattr(op, name) for name in form.sizes]
     return all(size.shape[-1] == 1 and (size.ndim < 2 or size.shape[-2] == 1) for size in sizes)
+
+
+def floored(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Priced:
+    """Give every task its floor for a duration, on one rank that stands for all, and nothing shared.
+
+    The end of a pass is the longest of many sums of durations, so it is convex and grows with each of them: at floors,
+    which are means, it ends no later than in the mean of the draws.
+    """
+    return Priced(
+        schedule=schedule,
+        duration=tuple(floor[..., np.newaxis] for floor in floors(schedule, node, fabric)),
+        demand=MappingProxyType({}),
+        links=MappingProxyType({}),
+        slowdown=MappingProxyType({}),
+    )
 
 
 def bound(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> Floor:
