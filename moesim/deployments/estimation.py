@@ -154,8 +154,8 @@ def _unfit(scenario: Scenario, estimator: Estimator, used: Sequence[int]) -> Ver
 def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
     """Run the slowest stage's passes of one pool once more with their records kept, and tabulate them.
 
-    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens, if any does, cut to
-    a few turns of each repeating run of layers.
+    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens, if any does, cut
+    to a few turns of each repeating run of layers.
     """
     share = float(estimator.estimates.operation.carrying[row])
     parts: dict[str, tuple[Seconds, Seconds]] = {}
