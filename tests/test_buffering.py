@@ -7,7 +7,7 @@ from worlds import offer, pool, scenario, unfolded
 import moesim
 from moesim.ground.errors import PolicyError
 from moesim.passes.timeline import makespan, timeline
-from moesim.plans.plan import Parallel, Plan, Policy
+from moesim.plans.plan import Parallel, Plan, Policy, Space
 from moesim.schedules.costs.pricing import price
 from moesim.world.model import expert_parameters
 from moesim.world.workload import Batch
@@ -102,3 +102,22 @@ def test_more_resident_than_experts_is_refused():
     chosen = pool(Parallel(dp=8, ep=8), node="nvidia/hgx-a100", buffering=Policy(name="lru", settings={"resident": 17}))
     with pytest.raises(PolicyError, match="resident = 17 slots of the 16 experts"):
         moesim.estimate(world, Plan(pools=(chosen,)))
+
+
+def test_a_search_leaves_out_what_makes_no_sense():
+    world = scenario(NLLB, cv=1.2, short=True, offers=(offer("nvidia/hgx-a100", 1),))
+    axes = {
+        **{f"parallel.{name}": (value,) for name, value in (("pp", 1), ("dp", 8), ("tp", 1), ("cp", 1), ("ep", 8))},
+        "buffering": (
+            Policy(name="resident"),
+            *(Policy(name="lifo", settings={"resident": slots}) for slots in (8, 16, 20)),
+        ),
+        "prefetch": (Policy(name="none"), Policy(name="gate_ahead")),
+        "overlap": (Policy(name="none"),),
+        "placement": (Policy(name="contiguous"),),
+        "max_batch": (16,),
+    }
+    plans = moesim.optimize(world, Space(axes=axes), goal="tpot").plans
+    assert len(plans) == 5  # all resident; 8 and 16 slots, fetched on demand or ahead
+    assert sum("lifo:8" in layout for layout in plans["layout"]) == 2
+    assert not any("lifo:20" in layout for layout in plans["layout"])

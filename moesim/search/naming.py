@@ -18,7 +18,7 @@ from moesim.ground.units import weakest
 from moesim.passes.footprint import describe
 from moesim.passes.table import Whole, batching_of
 from moesim.plans.layout import NO_LIMIT
-from moesim.plans.plan import Policy, Pool
+from moesim.plans.plan import DEFAULT_POLICIES, Policy, Pool
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
@@ -27,6 +27,11 @@ COLUMNS = ("throughput", "throughput_per_gpu", "ttft", "tpot", "price_per_token"
 
 BAND = "price_per_token"
 """The metric whose range the table shows, in the columns ``price_low`` and ``price_high``."""
+
+ALWAYS = ("alltoall", "placement", "overlap", "shortcut")
+"""Kinds of policy that a layout's name tells; doing nothing goes without saying."""
+OTHERWISE = ("gating", "buffering", "prefetch")
+"""Those that it tells where they are not the default."""
 
 
 def layout(pool: Pool, *, training: bool = False) -> str:
@@ -40,7 +45,8 @@ def layout(pool: Pool, *, training: bool = False) -> str:
     """
     p = pool.parallel
     degrees = [f"{name}{getattr(p, name)}" for name in ("pp", "dp", "tp", "cp", "ep", "etp") if getattr(p, name) > 1]
-    words = [*degrees, *(_in_short(pool.policy(kind)) for kind in ("alltoall", "placement", "overlap", "shortcut"))]
+    kinds = [*ALWAYS, *(kind for kind in OTHERWISE if pool.policy(kind) != DEFAULT_POLICIES[kind])]
+    words = [*degrees, *(_in_short(pool.policy(kind)) for kind in kinds)]
     return " ".join([*filter(None, words), _size(pool, training)])
 
 

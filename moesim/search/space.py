@@ -16,9 +16,10 @@ from moesim.ground.errors import Fault, PlanError, PolicyError, nearest
 from moesim.passes.table import COUNTED, DEGREES, PoolTable
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy
+from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
 from moesim.search.degrees import Degrees, degrees_of
 from moesim.world.hardware import Node
+from moesim.world.model import Model
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Training
 
@@ -82,7 +83,7 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
             continue
         degrees = degrees_of(scenario.model, offer, space)
         for like, batches in _variants(scenario, space, offer.node, refused):
-            valid = _valid(like, degrees, offer.node, bool(scenario.model.moe_layers), refused, len(batches))
+            valid = _valid(like, degrees, offer.node, _experts(scenario.model), refused, len(batches))
             rows = degrees.rows[:, valid]
             if rows.size and len(batches):
                 columns.append(_crossed(len(variants), rows, batches))
@@ -171,13 +172,13 @@ def _precisions(space: Space) -> list[Mapping[str, str]]:
 
 
 def _valid(
-    like: Pool, degrees: Degrees, node: Node, mixture: bool, refused: Counter[str], batches: int
+    like: Pool, degrees: Degrees, node: Node, experts: int, refused: Counter[str], batches: int
 ) -> Bool[np.ndarray, "degree"]:
     """Leave out degrees that make no sense under a variant's policies, and count them by reason."""
     policy: AllToAllPolicy = make("alltoall", like.policy("alltoall"))
     number = degrees.rows.shape[1]
     good = np.ones(number, bool)
-    for reason, bad in _senseless(like, policy, degrees, node, mixture):
+    for reason, bad in _senseless(like, policy, degrees, node, experts):
         found = good & bad
         if found.any():
             refused[reason] += int(found.sum()) * batches
@@ -186,13 +187,16 @@ def _valid(
 
 
 def _senseless(
-    like: Pool, policy: AllToAllPolicy, degrees: Degrees, node: Node, mixture: bool
+    like: Pool, policy: AllToAllPolicy, degrees: Degrees, node: Node, experts: int
 ) -> Iterator[tuple[str, Bool[np.ndarray, "degree"]]]:
     """List reasons to leave a combination out, and where each holds."""
     block = degrees["ep"] * degrees["etp"]
-    if not mixture:
+    if not experts:
         yield "a dense model exchanges nothing", np.full(block.shape, not policy.replicated)
         return
+    yield "more expert slots resident than a rank has", _overfull(like, degrees["ep"], experts)
+    idle = like.policy("prefetch").name != "none" and like.policy("buffering").name == "resident"
+    yield "nothing to prefetch where all experts are resident", np.full(block.shape, idle)
     if policy.replicated:
         yield "`reduce` needs tokens replicated: dp = cp = 1", (degrees["dp"] > 1) | (degrees["cp"] > 1)
         return
@@ -200,6 +204,27 @@ def _senseless(
     name = like.policy("alltoall").name
     if name != "linear":
         yield f"`{name}` needs experts over several whole nodes", (block <= node.gpus) | (block % node.gpus > 0)
+
+
+def _experts(model: Model) -> int:
+    """Count the experts of a model's mixtures; 0 where it has none."""
+    return model.moe(model.moe_layers[0]).experts if model.moe_layers else 0
+
+
+def _overfull(like: Pool, ep: Int[np.ndarray, "degree"], experts: int) -> Bool[np.ndarray, "degree"]:
+    """Say under which degrees a buffering policy wants more slots resident than ranks have."""
+    placement: Placement = make("placement", like.policy("placement"))
+    buffering: Buffering = make("buffering", like.policy("buffering"))
+
+    def refuses(ranks: int) -> bool:
+        try:
+            buffering.resident_of(placement.slots(experts, ranks) // ranks)
+        except PolicyError:
+            return True
+        return False
+
+    known = {ranks: refuses(ranks) for ranks in np.unique(ep).tolist()}
+    return np.array([known[ranks] for ranks in ep.tolist()], bool)
 
 
 def _crossed(variant: int, rows: Int[np.ndarray, "degree row"], batches: Batches) -> Int[np.ndarray, "column plan"]:
