@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from moesim.deployments.tables import with_units
 from moesim.search.answer import Answer
+from moesim.search.ranking import Certificate, Comparison
 from moesim.views.charts import OTHERS, WIDTH, Dots, Quantity, Span, gantt, lines, main_kinds, scatter, stacked_bars
 from moesim.views.page import cell, fragment, number, table
 from moesim.views.report import report
@@ -165,6 +166,19 @@ def test_cells_are_written_for_people(value: object, unit: str | None, said: str
     assert cell(16.0, "gpus", "") == "16"
 
 
+CERTIFICATE = Certificate(
+    layouts=9,
+    considered=1234,
+    invalid={"odd": 3},
+    unfit=4,
+    refused=0,
+    bounded=1200,
+    estimated=30,
+    simulated=1,
+    gap=0.012,
+)
+
+
 def answer(name: str = "A study", plans: int = 3) -> Answer:
     rows = range(1, plans + 1)
     ranked = pd.DataFrame(
@@ -180,8 +194,13 @@ def answer(name: str = "A study", plans: int = 3) -> Answer:
     tasks = pd.DataFrame(
         {
             "name": ["attention", "dispatch"],
+            "task": [0, 1],
             "layer": [0, 0],
             "chunk": [0, 0],
+            "microbatch": [0, 0],
+            "op": ["Gemm", "Send"],
+            "rank": [0, 1],
+            "alike": [1.0, 7.0],
             "stream": ["compute", "comm"],
             "start": [0.0, 1e-3],
             "finish": [1e-3, 2e-3],
@@ -194,15 +213,20 @@ def answer(name: str = "A study", plans: int = 3) -> Answer:
         goal="price_per_token",
         frontier=("price_per_token", "tpot"),
         headline=("1 x node wins.", "By far."),
-        certificate={"considered": 1234, "gap": 0.012},
+        certificate=CERTIFICATE,
+        comparison=Comparison(metric="tpot", first=0.05, second=0.06, probability=0.75),
         tables={
             "plans": with_units(ranked, units),
             "frontier": with_units(ranked.head(2), units),
+            "estimated": with_units(ranked.drop(columns=["layout", "miss"]).assign(meets=True), units),
+            "simulated": pd.DataFrame({"plan": [1], "ttft.p99": [0.7], "verdict": ["waits too long"]}),
             "summary": pd.DataFrame(summary, columns=["plan", "metric", "low", "mid", "high", "unit", "source"]),
             "breakdown": pd.DataFrame(
                 {"plan": [1, 1], "part": ["a", "b"], "busy": [2e-3, 1e-3], "exposed": [2e-3, 0.0]}
             ),
-            "memory": pd.DataFrame({"plan": [1, 2], "item": ["kv", "kv"], "size": [5e9, 6e9], "capacity": [7e9, 8e9]}),
+            "memory": pd.DataFrame(
+                {"plan": [1, 2], "pool": "all", "item": ["kv", "kv"], "size": [5e9, 6e9], "capacity": [7e9, 8e9]}
+            ),
             "tasks": tasks,
             "unfit": pd.DataFrame({"node": ["small"], "unfit": [3], "why": ["too small"]}),
             "sources": pd.DataFrame(
@@ -219,8 +243,10 @@ def test_a_report_says_all_of_it() -> None:
     for words in (
         "1 x node wins.",
         "50.0 ms (30.0 ms to 80.0 ms)",  # a metric with its band
-        "1,234",
-        "1.2%",
+        "1,234 plans of 9 layouts",
+        "better by up to 1.2%",
+        "Runner-up: 2 x node, dp2: it lost by tpot, 60.0 ms against 50.0 ms; the first beats it in 75% of the draws.",
+        "waits too long",
         "What is traded for what",
         "Pareto front",
         "Memory of the fullest rank",
@@ -256,7 +282,8 @@ def test_a_report_of_no_plan_still_says_why() -> None:
         goal="price_per_token",
         frontier=("", ""),
         headline=("No plan fits.",),
-        certificate={"considered": 3, "unfit": 3},
+        certificate=CERTIFICATE,
+        comparison=None,
         tables=tables,
         plans=(),
     )
@@ -279,3 +306,5 @@ def test_a_trace_of_tasks_is_as_long_as_they_are() -> None:
         ("dispatch 0", pytest.approx(1000.0), pytest.approx(1000.0)),
     ]
     assert len({event["tid"] for event in spans}) == 2
+    assert [event["pid"] for event in spans] == [0, 1]
+    assert found["traceEvents"][6]["args"]["name"] == "rank 1 of 7 alike"

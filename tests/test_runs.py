@@ -24,6 +24,7 @@ from moesim.files.yaml import load_study
 from moesim.ground.errors import InputError
 from moesim.plans.plan import Parallel, Plan
 from moesim.search.answer import Answer, source_table
+from moesim.search.ranking import Certificate, Comparison
 from moesim.search.study import Study
 from moesim.views.report import report
 
@@ -35,16 +36,30 @@ def run(name: str = "DeepSeek-V3 chat") -> Run:
     """An answer made by hand, for a real study."""
     study = load_study(SERVING)
     pool = replace(worlds.pool(Parallel(dp=8, ep=8)), framework="vllm")
-    plans = pd.DataFrame({"cluster": ["1 x a", "2 x a"], "layout": ["dp8", "dp16"], "tpot": [0.02, 0.03]})
+    plans = pd.DataFrame({"cluster": ["1 x a", "2 x a"], "layout": ["dp8", "dp16"], "tpot": [0.02, 0.03], "miss": 0.0})
     answer = Answer(
         name=name,
         seed=3,
         goal="price_per_token",
         frontier=("tpot", ""),
         headline=("It works.",),
-        certificate={"considered": 2.0, "gap": 0.01},
+        certificate=Certificate(
+            layouts=2,
+            considered=2,
+            invalid={"odd": 1},
+            unfit=0,
+            refused=0,
+            bounded=0,
+            estimated=2,
+            simulated=0,
+            gap=0.01,
+        ),
+        comparison=Comparison(metric="tpot", first=0.02, second=0.03, probability=0.9),
         tables={
             "plans": with_units(plans, {"tpot": "s"}),
+            "frontier": pd.DataFrame(),
+            "estimated": pd.DataFrame(),
+            "simulated": pd.DataFrame(),
             "summary": pd.DataFrame(columns=["plan", "metric", "low", "mid", "high", "unit", "source"]),
             "breakdown": pd.DataFrame({"plan": []}),
             "memory": pd.DataFrame({"plan": []}),
@@ -80,7 +95,7 @@ def test_a_folder_reads_back_equal(folder: Path) -> None:
     found, written = load_run(folder), run()
     assert found.study == written.study
     assert found.answer.plans == written.answer.plans
-    for field in ("name", "seed", "goal", "frontier", "headline", "certificate"):
+    for field in ("name", "seed", "goal", "frontier", "headline", "certificate", "comparison"):
         assert getattr(found.answer, field) == getattr(written.answer, field)
     assert found.answer.tables["plans"].to_dict() == written.answer.tables["plans"].to_dict()
     assert found.answer.tables["plans"].attrs == written.answer.tables["plans"].attrs
@@ -147,7 +162,7 @@ def test_another_format_is_refused_by_name(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99, "moesim": "9.0"}))
     with pytest.raises(
-        InputError, match=r"has format 99, of moesim 9.0; this is moesim .*; which reads format 1; run it"
+        InputError, match=r"has format 99, of moesim 9.0; this is moesim .*; which reads format 2; run it"
     ):
         load_run(folder)
 

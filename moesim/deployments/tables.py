@@ -40,18 +40,20 @@ def memory_table(memory: Memory, plan: int) -> pd.DataFrame:
 
 
 def task_table(schedule: Schedule, records: Records) -> pd.DataFrame:
-    """List every task of one draw: when it started first and finished last over ranks."""
-    tasks, ranks = len(schedule.tasks), records.start.shape[-1]
-    start, finish = (times.reshape(tasks, -1, ranks)[:, 0] for times in (records.start, records.finish))
-    table = pd.DataFrame(
-        {
-            "task": np.arange(len(schedule.tasks)),
-            "name": [task.name for task in schedule.tasks],
-            "layer": [task.layer for task in schedule.tasks],
-            "chunk": [task.chunk for task in schedule.tasks],
-            "stream": [task.stream for task in schedule.tasks],
-            "start": start.min(axis=-1),
-            "finish": finish.max(axis=-1),
-        }
-    )
-    return with_units(table, {"start": "s", "finish": "s"})
+    """List every task of one draw on every rank class that has a part in it: when it started and finished.
+
+    `alike` is the number of real ranks that a rank class stands for.
+    """
+    tasks, ranks = schedule.tasks, schedule.rows
+    start, finish = (times.reshape(len(tasks), -1, ranks)[:, 0] for times in (records.start, records.finish))
+    everyone = np.ones(ranks, bool)
+    has_part = np.array([schedule.parts[task.on] if task.on else everyone for task in tasks]).reshape(-1, ranks)
+    at, rank = np.nonzero(has_part)
+    columns = {"name": str, "layer": int, "chunk": int, "microbatch": int, "stream": str}
+    told: dict[str, np.ndarray] = {
+        name: np.array([getattr(task, name) for task in tasks], kind)[at] for name, kind in columns.items()
+    }
+    told["op"] = np.array([type(task.op).__name__ for task in tasks], str)[at]
+    alike = schedule.count.reshape(-1, ranks)[0][rank]
+    table = pd.DataFrame({"task": at, **told, "rank": rank, "alike": alike})
+    return with_units(table.assign(start=start[at, rank], finish=finish[at, rank]), {"start": "s", "finish": "s"})

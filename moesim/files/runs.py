@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from moesim.files.trees import Tree, read
 from moesim.files.yaml import dump_plan, dump_study, load_plan, load_study
 from moesim.ground.errors import Fault, InputError
 from moesim.search.answer import Answer
+from moesim.search.ranking import Certificate, Comparison
 from moesim.search.study import Study
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever a folder of one version could be misread by another."""
 
 MANIFEST = "manifest.json"
@@ -95,12 +96,18 @@ def _contents(run: Run, views: Mapping[str, str]) -> dict[str, bytes]:
         "goal": answer.goal,
         "frontier": list(answer.frontier),
         "headline": list(answer.headline),
-        "certificate": dict(answer.certificate),
+        "certificate": _tree(answer.certificate),
+        "comparison": asdict(answer.comparison) if answer.comparison else None,
     }
     texts = {"scenario.yaml": dump_study(run.study), **views}
     texts |= {f"plans/{number:02}.yaml": dump_plan(plan) for number, plan in enumerate(answer.plans, 1)}
     tables = {f"tables/{name}.parquet": _parquet(table) for name, table in answer.tables.items()}
     return {name: text.encode() for name, text in texts.items()} | {"answer.json": _json(facts)} | tables
+
+
+def _tree(certificate: Certificate) -> Tree:
+    values = {field.name: getattr(certificate, field.name) for field in fields(certificate)}
+    return values | {"invalid": dict(certificate.invalid)}
 
 
 def _json(tree: Tree) -> bytes:
@@ -183,7 +190,8 @@ def load_run(folder: str | Path) -> Run:
         goal=facts["goal"],
         frontier=tuple(facts["frontier"]),
         headline=tuple(facts["headline"]),
-        certificate=facts["certificate"],
+        certificate=Certificate(**facts["certificate"]),
+        comparison=Comparison(**facts["comparison"]) if facts["comparison"] else None,
         tables=tables,
         plans=plans,
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from moesim.deployments.result import Interval, Result
+from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.result import Interval, Result, Verdict
 from moesim.deployments.tables import with_units
 from moesim.plans.plan import Plan
-from moesim.search.ranking import Certificate, Ranking
+from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.search.study import Study
 from moesim.world.scenario import Scenario
 
@@ -26,9 +27,11 @@ class Answer:
     goal : the metric that plans are ranked by
     frontier : the metrics they are traded off by; the first along, the second up
     headline : the verdict in sentences, the first alone enough
-    certificate : what became of every plan of the space: counts and gaps by name
-    tables : tidy, units by column in ``.attrs["units"]``. ``plans`` (in order), ``frontier``, ``summary`` (metric by
-        metric, low, mid and high), ``breakdown``, ``memory`` and ``tasks`` by `plan` (its rank), ``unfit``, ``sources``
+    certificate : what became of every plan of the space
+    comparison : the first plan against the runner-up; None where there is no second
+    tables : tidy, units by column in ``.attrs["units"]``. ``plans`` (in order), ``frontier``, ``estimated`` (every plan
+        in short), ``summary`` (metric by metric, low, mid and high), ``breakdown``, ``memory``, ``tasks`` and
+        ``simulated`` by `plan` (its rank), ``unfit``, ``sources``
     plans : the plans behind the first rows of the table ``plans``
     """
 
@@ -37,7 +40,8 @@ class Answer:
     goal: str
     frontier: tuple[str, str]
     headline: tuple[str, ...]
-    certificate: Mapping[str, float]
+    certificate: Certificate
+    comparison: Comparison | None
     tables: Mapping[str, pd.DataFrame]
     plans: tuple[Plan, ...]
 
@@ -48,10 +52,12 @@ def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
     tables = {
         "plans": ranking.plans,
         "frontier": ranking.frontier,
+        "estimated": ranking.estimated,
         "summary": _summary(results),
         "breakdown": _by_plan(results, "breakdown"),
         "memory": _memory(study.scenario, results),
         "tasks": _by_plan(results[:1], "tasks"),
+        "simulated": simulated_table(ranking.simulated),
         "unfit": ranking.unfit,
         "sources": source_table(study.scenario),
     }
@@ -61,7 +67,8 @@ def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
         goal=study.goal,
         frontier=_axes(study, ranking.plans),
         headline=tuple(headline(ranking)),
-        certificate=_certificate(ranking.certificate),
+        certificate=ranking.certificate,
+        comparison=ranking.comparison,
         tables=tables,
         plans=ranking.chosen,
     )
@@ -86,11 +93,31 @@ def headline(ranking: Ranking) -> Iterator[str]:
         yield f"{ranking.meets:,} plans carry the load and meet every target; this one is first by the goal."
     else:
         yield "No plan carries the load and meets every target; this one misses by least."
+    if ranking.simulated:
+        yield _under_requests([result.verdict for result in ranking.simulated])
 
 
-def _certificate(certificate: Certificate) -> dict[str, float]:
-    names = ("layouts", "considered", "unfit", "refused", "bounded", "estimated", "simulated", "gap")
-    return {"invalid": sum(certificate.invalid.values())} | {name: getattr(certificate, name) for name in names}
+def _under_requests(verdicts: Sequence[Verdict]) -> str:
+    """Say how the first plans fared when they were simulated: queues are in no formula."""
+    good, first = sum(verdict.good for verdict in verdicts), verdicts[0]
+    one = "meets every target" if first.good else f"does not: {first.why}"
+    return f"Simulated request by request, this plan {one}; of the first {len(verdicts)}, {good} meet every target."
+
+
+SIMULATED = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue")
+"""Metrics that only a simulation gives, or gives better."""
+
+
+def simulated_table(results: Sequence[Result]) -> pd.DataFrame:
+    """Set the simulated plans beside each other: percentiles, rates, queue, verdict."""
+    rows = [
+        {"plan": number}
+        | {name: result.summary[name].mid for name in SIMULATED if name in result.summary}
+        | {"verdict": result.verdict.why}
+        for number, result in enumerate(results, 1)
+    ]
+    table = pd.DataFrame(rows, columns=["plan", *SIMULATED, "verdict"])
+    return with_units(table, {name: METRICS[base_metric(name)].unit for name in SIMULATED})
 
 
 def _summary(results: Sequence[Result]) -> pd.DataFrame:
@@ -127,6 +154,7 @@ def _memory(scenario: Scenario, results: Sequence[Result]) -> pd.DataFrame:
         for pool in pools
     ]
     joined["capacity"] = [capacity[number - 1] for number in joined["plan"]]
+    joined["pool"] = joined["pool"].fillna("all") if "pool" in joined else "all"
     return with_units(joined, {"size": "B", "capacity": "B"})
 
 

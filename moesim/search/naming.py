@@ -99,26 +99,37 @@ def plans_table(
     return with_units(pd.DataFrame(rows), units)
 
 
+def estimated_table(
+    scenario: Scenario, deployed: Deployments, summary: Summary, meets: Sequence[bool], also: Sequence[str]
+) -> pd.DataFrame:
+    """List every estimated plan in short: cluster, price, latencies and what `also` names, whether it meets all."""
+    wanted = dict.fromkeys((*also, "price_per_token", "tpot", "ttft"))
+    metrics = {name: summary.metrics[name] for name in wanted if name in summary.metrics}
+    table = pd.DataFrame({"cluster": _clusters(scenario, deployed), **metrics, "meets": meets})
+    return with_units(table, {name: METRICS[name].unit for name in metrics})
+
+
+def _clusters(scenario: Scenario, deployed: Deployments) -> list[str]:
+    """Name the cluster of every plan: nodes of its pools, and their type."""
+    table, split = deployed.table, deployed.feeder != NONE
+    nodes = nodes_of(scenario, table, deployed.pool, deployed.replicas) + deployed.spare_nodes
+    feeding = nodes_of(scenario, table, deployed.feeder, deployed.feeders)
+    types = [table.variants[variant].node for variant in table.variant[deployed.pool].tolist()]
+    counts = zip(split.tolist(), feeding.tolist(), nodes.tolist(), types, strict=True)
+    return [f"{fed} + {own} x {node}" if two else f"{own} x {node}" for two, fed, own, node in counts]
+
+
 def _named(scenario: Scenario, deployed: Deployments, index: int) -> dict[str, object]:
     """Name one plan's cluster, pools, replicas and layout."""
-    training = isinstance(scenario.workload, Training)
-    table = deployed.table
-    pool, replicas = deployed.pool[[index]], deployed.replicas[[index]]
-    nodes = int(nodes_of(scenario, table, pool, replicas)[0] + deployed.spare_nodes[index])
-    own = table.pool(int(pool[0]))
+    own, replicas = deployed.table.pool(int(deployed.pool[index])), int(deployed.replicas[index])
+    cluster: dict[str, object] = {"cluster": _clusters(scenario, deployed.take([index]))[0]}
     if deployed.feeder[index] == NONE:
-        return {
-            "cluster": f"{nodes} x {own.node}",
-            "pools": own.role,
-            "replicas": str(int(replicas[0])),
-            "layout": layout(own, training=training),
-        }
-    fed, feeders = deployed.feeder[[index]], deployed.feeders[[index]]
-    feeder = table.pool(int(fed[0]))
-    return {
-        "cluster": f"{int(nodes_of(scenario, table, fed, feeders)[0])} + {nodes} x {own.node}",
+        named = layout(own, training=isinstance(scenario.workload, Training))
+        return cluster | {"pools": own.role, "replicas": str(replicas), "layout": named}
+    feeder = deployed.table.pool(int(deployed.feeder[index]))
+    return cluster | {
         "pools": "prefill + decode",
-        "replicas": f"{int(feeders[0])} + {int(replicas[0])}",
+        "replicas": f"{int(deployed.feeders[index])} + {replicas}",
         "layout": f"{layout(feeder)} + {layout(own)}",
     }
 

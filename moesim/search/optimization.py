@@ -23,7 +23,7 @@ from moesim.passes.table import Whole
 from moesim.plans.plan import Space
 from moesim.search.deploying import every_number_of_replicas
 from moesim.search.frontier import front
-from moesim.search.naming import plans_table, unfit_table
+from moesim.search.naming import estimated_table, plans_table, unfit_table
 from moesim.search.objectives import Objectives, objectives
 from moesim.search.pruning import SHOWN, best_first
 from moesim.search.ranking import Certificate, Comparison, Ranking
@@ -254,6 +254,7 @@ class _Finish:
                 )
                 for row in range(min(len(shown), 2))
             ),
+            estimated=self._estimated(known, values.meets[known].tolist()),
             simulated=simulated,
             comparison=self._comparison(values, top, ranges),
             certificate=self._certificate(len(known), len(simulated)),
@@ -268,11 +269,19 @@ class _Finish:
         _, first = np.unique(names, axis=1, return_index=True)
         return order[np.sort(first)]
 
+    def _estimated(self, known: Whole, meets: Sequence[bool]) -> pd.DataFrame:
+        search, deployed = self.search, self.outcome.deployed.take(known)
+        summary = summarize(search.scenario, deployed, search.estimator.estimates)
+        return estimated_table(search.scenario, deployed, summary, meets, self._also())
+
+    def _also(self) -> list[str]:
+        """List the metrics that tables show because of the question."""
+        return [base_metric(name) for name in (self.search.goal, *self.search.traded)]
+
     def _table(self, deployed: Deployments, miss: Sequence[float], ranges: Ranges | None) -> pd.DataFrame:
         search = self.search
         summary = summarize(search.scenario, deployed, search.estimator.estimates)
-        also = [base_metric(name) for name in (search.goal, *search.traded)]
-        return plans_table(search.scenario, deployed, summary, miss, search.estimator, ranges, also)
+        return plans_table(search.scenario, deployed, summary, miss, search.estimator, ranges, self._also())
 
     def _simulated(self, shown: Deployments) -> tuple[Result, ...]:
         """Simulate the first few plans under the same requests."""

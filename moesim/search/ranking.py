@@ -72,6 +72,7 @@ class Ranking(Shown):
     chosen : the plans of `plans`, in its order
     traded : the plans of `frontier`, in its order
     results : the first plan with its tables, and the runner-up
+    estimated : every estimated plan in short: cluster, price, latencies, and whether it meets every target
     simulated : the first few plans under the scenario's requests, all under the same
     comparison : the first against the runner-up; None where there is no second
     certificate : what became of every plan
@@ -85,6 +86,7 @@ class Ranking(Shown):
     chosen: tuple[Plan, ...]
     traded: tuple[Plan, ...]
     results: tuple[Result, ...]
+    estimated: pd.DataFrame
     simulated: tuple[Result, ...]
     comparison: Comparison | None
     certificate: Certificate

@@ -26,7 +26,10 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dots:
-    """Points of one kind: where they are, what each says when pointed at, and whether a line joins them."""
+    """Points of one kind: where they are, what each says when pointed at, and whether a line joins them.
+
+    `size` is their radius; 0: small, or larger where a line joins them.
+    """
 
     name: str
     x: Sequence[float]
@@ -34,6 +37,7 @@ class Dots:
     tips: Sequence[str] = ()
     joined: bool = False
     color: str = ""
+    size: float = 0.0
 
 
 def color(number: int) -> str:
@@ -76,7 +80,7 @@ def _dots(kind: Dots, shade: str, x: Axis, y: Axis) -> list[str]:
     for place, words in zip(places, said, strict=True):
         seen.setdefault((int(place[0] / CELL), int(place[1] / CELL)), (place, words))
     drawn = [_joined(sorted(places), shade)] if kind.joined and places else []
-    size = 4.5 if kind.joined else 2.0
+    size = kind.size or (4.5 if kind.joined else 2.0)
     for (across, up), words in seen.values():
         said_here = (tip(words),) if words else ()
         drawn.append(element("circle", *said_here, cx=across, cy=up, r=size, class_=shade))

@@ -38,6 +38,8 @@ STYLE = """
 .moesim svg { width: 100%; min-width: 560px; max-width: 860px; height: auto; display: block; font-size: 12px; }
 .moesim svg text { fill: var(--ink); } .moesim svg text.title, .moesim svg text.faint { fill: var(--soft); }
 .moesim svg .grid { stroke: var(--edge); stroke-width: 1; } .moesim svg .limit { stroke: var(--ink); stroke-width: 2; }
+.moesim svg .dim { fill: var(--soft); fill-opacity: .4; } .moesim svg .some { fill-opacity: .45; }
+.moesim .lead { font-size: 1.12em; font-weight: 600; }
 .moesim svg .line { fill: none; stroke-width: 2; }
 """ + "".join(
     f".moesim svg .c{number} {{ fill: var(--c{number}); }} "
@@ -52,6 +54,8 @@ HEADINGS: Mapping[str, str] = {
     "price_per_token": "USD/M tokens",
     "memory_headroom": "headroom",
     "replicas": "repl.",
+    "price_low": "P10",
+    "price_high": "P90",
 }
 """Names of columns as people read them, where they differ from the metric's."""
 
@@ -130,6 +134,11 @@ def section(title: str, *parts: str) -> str:
 def heading(words: str) -> str:
     """Write the title of a page."""
     return f"<h1>{escape(words)}</h1>"
+
+
+def lead(words: str) -> str:
+    """Write the sentence that matters most."""
+    return f'<p class="lead">{escape(words)}</p>'
 
 
 def paragraph(words: str, *, soft: bool = False) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.metrics import METRICS
 from moesim.deployments.result import Result
+from moesim.search.answer import simulated_table
 from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.views.tables import console, finite, result_dict, show_details, show_table, summary_cell
 
@@ -23,7 +24,7 @@ def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
     if ranking.best is None:
         out.print("No plan fits.\n")
     else:
-        show_table(out, _numbered(ranking.plans.head(rows)), _title(ranking))
+        show_table(out, ranked(ranking.plans.head(rows)), _title(ranking))
         _show_simulated(out, ranking)
         if len(ranking.frontier) > 1:
             show_table(
@@ -37,9 +38,13 @@ def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
     out.print(f"[bold]Certificate[/bold]: {certificate_in_words(ranking.certificate)}")
 
 
-def _numbered(plans: pd.DataFrame) -> pd.DataFrame:
-    """Number the plans; a column of misses is for those that miss."""
-    frame = plans.drop(columns="miss") if (plans["miss"] <= 0).all() else plans.copy()
+def ranked(plans: pd.DataFrame) -> pd.DataFrame:
+    """Number the plans and put the price's band beside it; a column of misses is for those that miss."""
+    hidden = {"mfu"} | ({"miss"} if (plans["miss"] <= 0).all() else set())
+    band = [name for name in ("price_low", "price_high") if name in plans]
+    names = [name for name in plans.columns if name not in hidden and name not in band]
+    after = names.index("price_per_token") + 1 if "price_per_token" in names else len(names)
+    frame = plans[[*names[:after], *band, *names[after:]]].copy()
     frame.attrs = plans.attrs
     frame.insert(0, "rank", range(1, len(frame) + 1))
     return frame
@@ -53,21 +58,10 @@ def _title(ranking: Ranking) -> str:
 
 def _show_simulated(out: Console, ranking: Ranking) -> None:
     """Print the first few plans under requests."""
-    rows = [
-        {"rank": number} | _percentiles(result) | {"verdict": result.verdict.why}
-        for number, result in enumerate(ranking.simulated, 1)
-    ]
-    if rows:
-        table = pd.DataFrame(rows)
-        table.attrs["units"] = {
-            name: METRICS[base_metric(str(name))].unit for name in table if name not in ("rank", "verdict")
-        }
-        show_table(out, table, "The first plans, simulated under the same requests")
-
-
-def _percentiles(result: Result) -> dict[str, float]:
-    names = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue")
-    return {name: result.summary[name].mid for name in names if name in result.summary}
+    table = simulated_table(ranking.simulated)
+    if len(table):
+        known = table.dropna(axis="columns", how="all")
+        show_table(out, known, "The first plans, simulated under the same requests: waiting included")
 
 
 def in_words(comparison: Comparison) -> str:

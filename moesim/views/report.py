@@ -16,24 +16,25 @@ from moesim.views.page import (
     facts,
     figure,
     heading,
+    lead,
     metric_value,
     number,
     paragraph,
     section,
     table,
 )
+from moesim.views.ranking import certificate_in_words, in_words, ranked
 
 MEANINGS: Mapping[str, str] = {
-    "considered": "plans of the space: layouts times numbers of replicas",
-    "invalid": "combinations of choices that make no sense together",
-    "unfit": "plans whose memory does not fit",
+    "plan": "a layout and a number of replicas, or two pools with theirs",
+    "senseless": "combinations of choices that make no sense together",
     "bounded": "left out, as even a lower bound of their time is beaten",
     "refused": "a policy refuses them",
     "estimated": "timed by formula",
-    "simulated": "run event by event",
-    "gap": "by which a plan that was left out could at most beat the winner's estimate",
+    "simulated": "run request by request, with queues",
+    "P10, P90": "one draw in ten of all that is uncertain (costs, prices) is below, one in ten above",
 }
-"""What the counts of a certificate mean."""
+"""What the words of the page mean."""
 
 BYTES = Quantity(title="memory of the fullest rank", show=lambda size: show(size, "B"))
 TIME = Quantity(title="time", show=lambda time: show(time, "s"))
@@ -45,13 +46,10 @@ def report(answer: Answer) -> str:
     The same answer gives the same bytes.
     """
     plans = answer.tables["plans"]
-    shown = _frontier, _breakdown, _memory, _timeline, _unfit, _sources
+    shown = _frontier, _breakdown, _memory, _timeline, _simulated, _unfit, _sources
     parts = [_head(answer)]
     if len(plans):
-        ranked = plans.copy()
-        ranked.insert(0, "rank", range(1, len(plans) + 1))
-        ranked.attrs = plans.attrs
-        parts.append(section("Plans, best first", table(ranked, leave_out=("miss",)), _ranking_note(answer)))
+        parts.append(section("Plans, best first", table(ranked(plans)), _ranking_note(answer)))
     parts += [part for section_of in shown for part in section_of(answer)]
     return document(answer.name, *parts, _definitions(answer))
 
@@ -66,14 +64,17 @@ def _head(answer: Answer) -> str:
         for metric, low, mid, high, unit in zip(*(winner[name].tolist() for name in columns), strict=True)
         if metric in _FIRST
     ]
-    counts = [
-        (name, f"{count:,.0f}" if name != "gap" else f"{count:.1%}") for name, count in answer.certificate.items()
-    ]
-    certificate = paragraph(
-        "The certificate: what became of every plan. It certifies the estimate, not the machine.", soft=True
-    )
-    words = [heading(answer.name), paragraph(first), *map(paragraph, others)]
-    return "".join([*words, facts(headline), certificate, facts(counts)])
+    words = [heading(answer.name), lead(first), *map(paragraph, others), facts(headline)]
+    certificate = f"Certificate: {certificate_in_words(answer.certificate)} It certifies the estimate, not the machine."
+    return "".join([*words, *_runner_up(answer), paragraph(certificate, soft=True)])
+
+
+def _runner_up(answer: Answer) -> Iterator[str]:
+    """Say which plan came second, and why not first."""
+    plans = answer.tables["plans"]
+    if answer.comparison and len(plans) > 1:
+        second = plans.iloc[1]
+        yield paragraph(f"Runner-up: {second['cluster']}, {second['layout']}: {in_words(answer.comparison)}.")
 
 
 _FIRST = ("throughput", "throughput_per_gpu", "ttft", "tpot", "step", "price_per_token", "memory_headroom", "gpus")
@@ -98,25 +99,38 @@ def _quantity(metric: str) -> Quantity:
 
 
 def _frontier(answer: Answer) -> Iterator[str]:
-    """Draw every plan by two metrics, those that no other beats in both joined by a line."""
+    """Draw every estimated plan by two metrics, those that no other beats in both joined by a line."""
     x, y = answer.frontier
-    plans, front = answer.tables["plans"], answer.tables.get("frontier", pd.DataFrame())
+    plans, front, estimated = (answer.tables[name] for name in ("plans", "frontier", "estimated"))
     if not y or len(plans) < 2:
         return
+    good = estimated["meets"].astype(bool)
     kinds = [
-        Dots(name=str(cluster), x=rows[x].tolist(), y=rows[y].tolist(), tips=_tips(rows, x, y))
-        for cluster, rows in plans.groupby("cluster", sort=False)
+        _dots("estimated, misses a target", estimated[~good], x, y, color="dim", size=1.5),
+        _dots("estimated, meets all", estimated[good], x, y, color="c0 some", size=2.0),
+        _dots("in the table above", plans, x, y, color="c2", size=4.0),
+        _dots("Pareto front", front, x, y, color="c1", joined=True, size=4.5),
+        _dots("the first", plans.head(1), x, y, color="c3", size=6.0),
     ]
-    if len(front):
-        tips = _tips(front, x, y)
-        kinds.append(Dots(name="Pareto front", x=front[x].tolist(), y=front[y].tolist(), tips=tips, joined=True))
-    yield section("What is traded for what", figure(scatter(kinds, _quantity(x), _quantity(y))))
+    note = "Down and to the left is better; a plan that misses a target cannot be on the front."
+    better = all(METRICS[name].less_is_better for name in (x, y))
+    drawn = figure(scatter(kinds, _quantity(x), _quantity(y)))
+    yield section("What is traded for what", *([paragraph(note, soft=True)] if better else []), drawn)
 
 
-def _tips(rows: pd.DataFrame, x: str, y: str) -> list[str]:
+def _dots(name: str, rows: pd.DataFrame, x: str, y: str, *, color: str, size: float, joined: bool = False) -> Dots:
+    """Make plans dots of two metrics, each of which says what it is."""
+    if not len(rows):
+        return Dots(name=name, x=(), y=())
+    rows = rows[rows[x].notna() & rows[y].notna()]
+    names = [column for column in ("cluster", "layout") if column in rows]
+    said = [", ".join(words) for words in zip(*(rows[column].tolist() for column in names), strict=True)]
+    along, up = rows[x].tolist(), rows[y].tolist()
     units = METRICS[x].unit, METRICS[y].unit
-    columns = (rows[name].tolist() for name in ("cluster", "layout", x, y))
-    return [f"{a}, {b}: {number(p, units[0])}, {number(q, units[1])}" for a, b, p, q in zip(*columns, strict=True)]
+    tips = [
+        f"{words}: {number(a, units[0])}, {number(b, units[1])}" for words, a, b in zip(said, along, up, strict=True)
+    ]
+    return Dots(name=name, x=along, y=up, tips=tips, joined=joined, color=color, size=size)
 
 
 def _breakdown(answer: Answer) -> Iterator[str]:
@@ -140,8 +154,9 @@ def _memory(answer: Answer) -> Iterator[str]:
     if not len(found):
         return
     bars, limits = {}, {}
-    for plan, rows in found.groupby("plan", sort=True):
-        name = f"plan {plan}"
+    names = {1: "the first plan", 2: "the runner-up"}
+    for (plan, pool), rows in found.groupby(["plan", "pool"], sort=True):
+        name = names.get(int(str(plan)), f"plan {plan}") + ("" if pool == "all" else f", {pool}")
         bars[name] = dict(zip(rows["item"].tolist(), rows["size"].tolist(), strict=True))
         limits[name] = float(rows["capacity"].iloc[0])
     note = paragraph("The mark is what the framework is willing to fill of the device.", soft=True)
@@ -153,6 +168,9 @@ def _timeline(answer: Answer) -> Iterator[str]:
     tasks = answer.tables["tasks"]
     if not len(tasks):
         return
+    tasks = tasks.groupby("task", sort=True).agg(
+        {"stream": "first", "name": "first", "layer": "first", "start": "min", "finish": "max"}
+    )
     names = ("stream", "name", "layer", "start", "finish")
     spans = [
         Span(row=stream, kind=name, begin=start, end=finish, words=f"{name} {layer}: {show(finish - start, 's')}")
@@ -168,6 +186,13 @@ def _timeline(answer: Answer) -> Iterator[str]:
         paragraph(f"Two layers of it, {middle} and {middle + 1}:", soft=True),
         figure(gantt(close, TIME, kinds)),
     )
+
+
+def _simulated(answer: Answer) -> Iterator[str]:
+    found = answer.tables["simulated"]
+    if len(found):
+        note = "The first plans under the same requests: waiting is in these numbers, and in no estimate."
+        yield section("Simulated", paragraph(note, soft=True), table(found.dropna(axis="columns", how="all")))
 
 
 def _unfit(answer: Answer) -> Iterator[str]:
@@ -198,7 +223,7 @@ def _definitions(answer: Answer) -> str:
     """Explain every word of the page that is not plain."""
     named = dict.fromkeys([*answer.tables["summary"]["metric"].tolist(), answer.goal.partition(".")[0]])
     rows = [{"word": name, "meaning": METRICS[name].meaning} for name in named]
-    rows += [{"word": name, "meaning": MEANINGS[name]} for name in answer.certificate if name in MEANINGS]
+    rows += [{"word": word, "meaning": meaning} for word, meaning in MEANINGS.items()]
     kinds = {
         "measured": "timed on the machine itself",
         "fitted": "parameters fitted to measurements",

@@ -1,14 +1,14 @@
-"""A run as a timeline for Perfetto or Chrome: a process per rank, a thread per stream."""
+"""A run as a timeline for Perfetto or Chrome: a process per rank class, a thread per stream."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-import numpy as np
 import pandas as pd
 
-from moesim.schedules.schedule import Records, Schedule, Task
+from moesim.deployments.tables import task_table
+from moesim.schedules.schedule import Records, Schedule
 
 MICROSECONDS = 1e6
 """Per second; the unit that trace viewers expect."""
@@ -31,53 +31,36 @@ def trace(schedule: Schedule, records: Records) -> str:
     ValueError
         The records hold several runs.
     """
-    shape = (len(schedule.tasks), schedule.rows)
-    if records.start.size != shape[0] * shape[1]:
+    if records.start.size != len(schedule.tasks) * schedule.rows:
         lead = records.start.shape[1:-1]
         raise ValueError(f"a trace shows one run; these records have leading axes {lead}: index them")
-    start, finish = (times.reshape(shape) * MICROSECONDS for times in (records.start, records.finish))
-    threads = {stream: number for number, stream in enumerate(dict.fromkeys(task.stream for task in schedule.tasks))}
-    events = [*_names(schedule, threads)]
-    for number, task in enumerate(schedule.tasks):
-        for rank in np.flatnonzero(schedule.parts[task.on]).tolist() if task.on else range(schedule.rows):
-            begin, end = start[number, rank], finish[number, rank]
-            events.append(_complete(task, rank, threads[task.stream], float(begin), float(end - begin)))
-    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
+    return task_trace(task_table(schedule, records))
 
 
 def task_trace(tasks: pd.DataFrame) -> str:
-    """Write a table of tasks in the Trace Event Format: one process, a thread per stream.
+    """Write a table of tasks in the Trace Event Format.
 
     Parameters
     ----------
-    tasks : columns name, layer, chunk, stream, start, finish; seconds
+    tasks : as `deployments.tables.task_table` makes it; seconds
 
     Returns
     -------
     JSON, the same to the byte for the same table.
     """
-    threads = {stream: number for number, stream in enumerate(dict.fromkeys(tasks["stream"]))}
-    events: list[dict[str, object]] = [
-        {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "slowest stage, first start to last finish"}}
-    ]
-    for stream, number in threads.items():
-        events.append({"ph": "M", "name": "thread_name", "pid": 0, "tid": number, "args": {"name": stream}})
-    columns = ("name", "layer", "chunk", "stream", "start", "finish")
-    for name, layer, chunk, stream, start, finish in zip(*(tasks[column].tolist() for column in columns), strict=True):
-        where = {"ph": "X", "name": _title(name, layer), "cat": stream, "pid": 0, "tid": threads[stream]}
-        when = {"ts": start * MICROSECONDS, "dur": (finish - start) * MICROSECONDS}
-        events.append({**where, **when, "args": {"layer": layer, "chunk": chunk}})
+    threads = {stream: number for number, stream in enumerate(dict.fromkeys(tasks["stream"].tolist()))}
+    ranks = dict(sorted(zip(tasks["rank"].tolist(), tasks["alike"].tolist(), strict=True)))
+    columns = [tasks[column].tolist() for column in _COLUMNS]
+    events = [*_names(ranks, threads), *(_complete(threads, *row) for row in zip(*columns, strict=True))]
     return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
 
 
-def _title(name: str, layer: int) -> str:
-    return name if layer < 0 else f"{name} {layer}"
+_COLUMNS = ("name", "layer", "chunk", "microbatch", "stream", "op", "rank", "start", "finish")
 
 
-def _names(schedule: Schedule, threads: dict[str, int]) -> Iterator[dict[str, object]]:
-    """Name ranks and streams, in their order."""
-    count = np.broadcast_to(schedule.count, (*schedule.count.shape[:-1], schedule.rows)).reshape(-1, schedule.rows)[0]
-    for rank, real in enumerate(count.tolist()):
+def _names(ranks: Mapping[int, float], threads: Mapping[str, int]) -> Iterator[dict[str, object]]:
+    """Name rank classes and streams, in their order."""
+    for rank, real in ranks.items():
         name = f"rank {rank}" if real == 1 else f"rank {rank} of {real:g} alike"
         yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": name}}
         yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
@@ -87,15 +70,26 @@ def _names(schedule: Schedule, threads: dict[str, int]) -> Iterator[dict[str, ob
             yield {"ph": "M", "name": "thread_sort_index", **where, "args": {"sort_index": number}}
 
 
-def _complete(task: Task, rank: int, thread: int, begin: float, length: float) -> dict[str, object]:
-    """One task on one rank; times in microseconds."""
+def _complete(
+    threads: Mapping[str, int],
+    name: str,
+    layer: int,
+    chunk: int,
+    microbatch: int,
+    stream: str,
+    op: str,
+    rank: int,
+    start: float,
+    finish: float,
+) -> dict[str, object]:
+    """Write one task on one rank class."""
     return {
         "ph": "X",
-        "name": _title(task.name, task.layer),
-        "cat": task.stream,
+        "name": name if layer < 0 else f"{name} {layer}",
+        "cat": stream,
         "pid": rank,
-        "tid": thread,
-        "ts": begin,
-        "dur": length,
-        "args": {"layer": task.layer, "chunk": task.chunk, "microbatch": task.microbatch, "op": type(task.op).__name__},
+        "tid": threads[stream],
+        "ts": start * MICROSECONDS,
+        "dur": (finish - start) * MICROSECONDS,
+        "args": {"layer": layer, "chunk": chunk, "microbatch": microbatch, "op": op},
     }
