@@ -51,6 +51,37 @@ def papers(*chosen: str, json: bool = False, page: Path | None = None) -> int:
     return MISSED if failed else MET
 
 
+@app.command
+def serving(file: Path, /, *, out: Path | None = None, json: bool = False) -> None:
+    """Predict TTFT, TPOT and tokens/s/GPU for every row of a file of closed-loop measurements, and score them.
+
+    Parameters
+    ----------
+    file
+        CSV with the columns model, system, backend, gemm_quant_mode, moe_quant_mode, isl, osl, concurrency, the degrees
+        (tp_size and so on), gpus and, to be scored, ttft_ms and tpot_ms.
+    out
+        Where to write every row with its prediction, P10 and P90, or the reason why there is none.
+    json
+        Print JSON for a pipe instead of tables.
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from .serving.compare import compare
+    from .serving.page import summary, tables
+
+    compared = compare(file)
+    if out is not None:
+        _written(out, compared.text)
+    if json:
+        print(dumps(summary(compared), indent=2))
+        return
+    for part in tables(compared):
+        Console().print(part)
+
+
 def _written(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ routing draws, which cost more than everything else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
 
 import numpy as np
@@ -17,7 +17,7 @@ from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.pools import mean_pass, unlike_stages, whole_pass
 from moesim.deployments.serving.ticks import PER_SECOND
 from moesim.deployments.steps import StepTable
-from moesim.ground.units import Seconds, SourceKind, weakest
+from moesim.ground.units import SourceKind, weakest
 from moesim.passes.columns import column, stage_layers
 from moesim.passes.lowering import Lowering, halves_wanted, lower
 from moesim.passes.presence import home_tokens
@@ -26,6 +26,7 @@ from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
 from moesim.schedules.costs.pricing import grounds, price_together
+from moesim.world.framework import Framework
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, Serving
 
@@ -42,6 +43,32 @@ DISTANCES = (0.25, 4.0)
 
 def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most: int) -> StepTable:
     """Tabulate the step times of one replica of a pool, up to steps of `most` tokens.
+
+    Raises
+    ------
+    PolicyError
+        A policy refuses the pool.
+    """
+    kernels = tabulate_kernels(scenario, pool, arrangements, most=most)
+    return with_host(kernels, scenario.frameworks[pool.framework], len(scenario.model.layers))
+
+
+def with_host(table: StepTable, framework: Framework, layers: int) -> StepTable:
+    """Add what a framework costs beyond the kernels of a model of so many layers."""
+    fixed = (framework.step + framework.layer * layers) * PER_SECOND
+    each = framework.sequence * PER_SECOND / table.width
+    decode = tuple(
+        tuple(ticks + fixed + each * tokens for ticks in row)
+        for tokens, row in zip(table.tokens, table.decode, strict=True)
+    )
+    prompts = tuple(
+        tuple((near * framework.prompt + fixed, far * framework.prompt) for near, far in row) for row in table.prompts
+    )
+    return replace(table, decode=decode, prompts=prompts, _rows={})
+
+
+def tabulate_kernels(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most: int) -> StepTable:
+    """Tabulate what the kernels of a replica's steps take, without what its framework adds.
 
     Raises
     ------
@@ -138,7 +165,7 @@ class _Shape:
 def pass_times(
     scenario: Scenario, pool: Pool, arrangements: Arrangements, passes: list[Pass]
 ) -> tuple[Float[np.ndarray, "pass"], SourceKind, set[str]]:
-    """Time passes of one structure through all stages: the slowest stage's, times the stages, and the host's own.
+    """Time the kernels of passes of one structure through all stages: the slowest stage's, times the stages.
 
     Beside the times: the weakest source they rest on, and inputs outside their calibrated range.
     """
@@ -157,8 +184,7 @@ def pass_times(
         ground = grounds(base[0], node, fabric)
         kinds.append(ground.weakest)
         outside.update(ground.outside)
-    host: Seconds = scenario.frameworks[pool.framework].step
-    return slowest * pool.parallel.pp + host, weakest(tuple(kinds)), outside
+    return slowest * pool.parallel.pp, weakest(tuple(kinds)), outside
 
 
 def _lowered(scenario: Scenario, pool: Pool, arrangements: Arrangements, passes: list[Pass], stage: int) -> Lowering:

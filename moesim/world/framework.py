@@ -20,7 +20,10 @@ class Framework:
 
     How it schedules is read by `simulate`: `prompts` are mixed into steps that decode, or go first while decodes wait;
     `cache` is taken as needed or set aside for a whole request; `poll` is the decode steps between two looks at the
-    queue. `kernels` maps an operation to the name of the kernel used, which picks the `Fit`.
+    queue. Beyond kernels and `step` it adds `layer` for each layer (small kernels that are not itemized) and `sequence`
+    for each decoding sequence, and prompts take `prompt` times their kernels' time. A client sees a first token
+    `latency` later than the scheduler, and `crowd` more for each request in flight. `kernels` maps an operation to the
+    name of the kernel used, which picks the `Fit`.
     """
 
     name: str
@@ -34,4 +37,9 @@ class Framework:
     prompts: Literal["mixed", "first"] = "mixed"
     cache: Literal["as_needed", "whole"] = "as_needed"
     poll: int = 1
+    layer: Seconds = 0.0
+    sequence: Seconds = 0.0
+    prompt: float = 1.0
+    latency: Seconds = 0.0
+    crowd: Seconds = 0.0
     kernels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,180 @@
+"""Serving measurements: every row keeps its place, errors are what they are, and what cannot be predicted says why."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moesim.validate.serving.compare import compare, with_predictions
+from moesim.validate.serving.measured import Measured, Setup, read_measured, throughput
+from moesim.validate.serving.prediction import Predicted, Predictor
+from moesim.validate.serving.scores import errors, ordering, scored
+from moesim.validate.serving.spreads import shipped_spread
+from moesim.validate.serving.worlds import known_model
+
+from moesim.cli import app
+from moesim.cli.codes import MET
+from moesim.ground.errors import InputError, PlanError
+
+EXCERPT = Path(__file__).parent / "data" / "serving_excerpt.csv"
+ADDED = "predicted_ttft_ms", "predicted_tpot_ms", "predicted_tokens_per_s_per_gpu"
+
+
+def small(**changes: object) -> Setup:
+    """A setup that is quick to predict."""
+    setup = next(row.setup for row in read_measured(EXCERPT) if "gpt-oss" in row.text["model"])
+    assert setup is not None
+    return replace(setup, isl=256, osl=64, concurrency=4, tp=1, etp=1, ep=1, gpus=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def compared():
+    return compare(EXCERPT)
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor()
+
+
+def test_every_row_keeps_its_place_and_its_columns(compared):
+    given_rows = list(csv.DictReader(EXCERPT.read_text().splitlines()))
+    rows = list(csv.DictReader(compared.text.splitlines()))
+    assert [{name: row[name] for name in given_rows[0]} for row in rows] == given_rows
+    for row in rows:
+        assert row["reason"] == ""
+        for name in ADDED:
+            assert 0 < float(row[f"{name}_p10"]) < float(row[name]) < float(row[f"{name}_p90"])
+
+
+def test_a_row_that_cannot_be_predicted_says_why(tmp_path):
+    rows = list(csv.DictReader(EXCERPT.read_text().splitlines()))[:1] * 5
+    changes = [
+        {"model": "nobody/none"},
+        {"system": "abacus"},
+        {"isl": "many"},
+        {"moe_quant_mode": "roman"},
+        {"gpus": "7"},
+    ]
+    file = tmp_path / "odd.csv"
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, **change} for row, change in zip(rows, changes, strict=True))
+    found = list(csv.DictReader(compare(file).text.splitlines()))
+    words = ["nobody/none", "abacus", "isl = `many`", "roman", "gpus"]
+    for row, word in zip(found, words, strict=True):
+        assert word in row["reason"]
+        assert row["predicted_ttft_ms"] == ""
+
+
+@pytest.mark.parametrize(("text", "word"), [("", "lacks"), ("model,system\n", "lacks"), (None, "cannot be read")])
+def test_a_file_that_is_none_is_refused(tmp_path, text, word):
+    file = tmp_path / "file.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=word):
+        read_measured(file)
+
+
+def test_a_file_without_rows_is_refused(tmp_path):
+    file = tmp_path / "head.csv"
+    file.write_text(EXCERPT.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="no rows"):
+        read_measured(file)
+
+
+def test_results_may_be_missing(tmp_path):
+    row = next(csv.DictReader(EXCERPT.read_text().splitlines()))
+    file = tmp_path / "blind.csv"
+    names = [name for name in row if name not in ("ttft_ms", "tpot_ms")]
+    file.write_text(",".join(names) + "\n" + ",".join(row[name] for name in names) + "\n")
+    (blind,) = read_measured(file)
+    assert blind.setup is not None
+    assert math.isnan(blind.ttft)
+    assert scored([blind], [Predicted(ttft=1.0, tpot=1.0, throughput=1.0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "zoo"),
+    [
+        ("deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-V3"),
+        ("nvidia/DeepSeek-R1-NVFP4", "deepseek-ai/DeepSeek-R1"),
+        ("someone/gpt-oss-20b", "openai/gpt-oss-20b"),
+    ],
+)
+def test_models_are_known_by_their_last_name(name, zoo):
+    assert known_model(name) == zoo
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(PlanError, match="no model of the zoo"):
+        known_model("nobody/none")
+
+
+def test_more_requests_take_longer_and_yield_more(predictor):
+    light, heavy = predictor.predict([small(), replace(small(), concurrency=64)])
+    assert light.tpot < heavy.tpot
+    assert light.ttft < heavy.ttft
+    assert light.throughput < heavy.throughput
+
+
+def test_equal_setups_are_predicted_alike(predictor):
+    one, other = predictor.predict([small(), small()])
+    assert one == other
+    assert Predictor().predict([small()]) == [one]
+
+
+def made(ttft: float, tpot: float, tp: int = 1) -> tuple[Measured, Predicted]:
+    """A measurement of 1 and 1, and a prediction."""
+    measured = Measured(text={}, setup=replace(small(), tp=tp), ttft=1.0, tpot=1.0 * tp)
+    return measured, Predicted(ttft=ttft, tpot=tpot, throughput=1.0)
+
+
+@given(factor=st.floats(0.01, 100.0))
+def test_an_error_is_relative(factor):
+    found = errors([made(factor, factor)], "ttft")
+    assert found.median == found.mean == pytest.approx(abs(factor - 1))
+    assert math.isnan(found.mean_error)
+
+
+def test_layouts_in_order_are_counted():
+    assert ordering([made(1.0, 1.0), made(1.0, 2.0, tp=2)], "tpot").share == 1.0
+    assert ordering([made(1.0, 2.0), made(1.0, 1.0, tp=2)], "tpot").share == 0.0
+    assert ordering([made(1.0, 1.0), made(1.0, 1.0, tp=2)], "tpot").share == 0.5
+    assert ordering([made(1.0, 1.0), made(2.0, 1.0, tp=2)], "ttft").pairs == 0
+
+
+def test_rows_of_one_layout_count_once():
+    twice = [made(1.0, 1.0), made(1.0, 1.2), made(1.0, 2.0, tp=2)]
+    assert ordering(twice, "tpot").pairs == 1
+
+
+def test_throughput_follows_from_little(predictor):
+    (found,) = predictor.predict([small()])
+    assert found.throughput == pytest.approx(throughput(small(), found.ttft, found.tpot))
+
+
+def test_the_command_writes_a_file_and_says_what_it_found(tmp_path, capsys):
+    one = tmp_path / "one.csv"
+    one.write_text("\n".join(EXCERPT.read_text().splitlines()[:2]) + "\n")
+    out = tmp_path / "out.csv"
+    assert app(["validate", "serving", str(one), "--out", str(out), "--json"], result_action="return_value") in (
+        None,
+        MET,
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["scored"] == 1
+    assert found["errors"]["all"]["tpot"]["rows"] == 1
+    assert len(out.read_text().splitlines()) == 2
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_text_of_no_predictions_is_whole(compared):
+    nothing = [Predicted(reason="why not")] * len(compared.rows)
+    text = with_predictions(compared.rows, nothing, shipped_spread())
+    assert text.count("why not") == len(compared.rows)

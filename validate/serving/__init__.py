@@ -1,0 +1,1 @@
+"""End-to-end serving measurements beside what moesim predicts for them."""
