@@ -81,8 +81,8 @@ class Predictor:
 
     def _predicted(self, setup: Setup, habits: Mapping[str, Framework]) -> Predicted:
         try:
-            chosen = pool(setup)
             scenario = replace(world(setup, isl=setup.isl, osl=setup.osl), frameworks=habits)
+            chosen = pool(setup)
             framework = habits[chosen.framework]
             room = capacity(scenario, [chosen])
             if room.limits[0].largest < setup.isl + setup.osl:
