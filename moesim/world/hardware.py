@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from moesim.ground.units import (
     Bytes,
@@ -23,6 +21,9 @@ from moesim.ground.units import (
     Source,
     Watts,
 )
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +181,8 @@ def graph(offer: Offer, fabric: tuple[Tier, ...], nodes: int) -> nx.Graph[str]:
         Edges carry ``tier``, ``bandwidth`` (bytes per second, one direction), ``latency`` (seconds, of the whole hop)
         and ``sharers``. `tiers` reduces the graph to the rows it was drawn from.
     """
+    import networkx as nx  # a tenth of a second that only drawings need
+
     drawn: nx.Graph[str] = nx.Graph(name=offer.node.name, gpus_per_node=offer.node.gpus)
     total = nodes * offer.node.gpus
     for gpu in range(total):

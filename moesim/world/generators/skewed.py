@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
-from scipy.special import ndtri
 
 from moesim.ground.errors import Fault, WorkloadError
+from moesim.ground.roots import crossing
 from moesim.world.generators.law import SetLaw
 from moesim.world.generators.recipe import Recipe
 
@@ -205,9 +205,21 @@ def capped(chance: Float[np.ndarray, "*of expert"]) -> Float[np.ndarray, "*of ex
     return chance
 
 
+def normal_quantiles(number: int) -> Float[np.ndarray, "number"]:
+    """Lay out a standard normal at equally likely points.
+
+    Examples
+    --------
+    >>> normal_quantiles(2).round(6).tolist()
+    [-0.67449, 0.67449]
+    """
+    quantile = NormalDist().inv_cdf
+    return np.array([quantile((place + 0.5) / number) for place in range(number)])
+
+
 def _lognormal_shares(experts: int, topk: int, cv: float) -> Float[np.ndarray, "expert"]:
     """Find shares of spread `cv` that lognormal popularity gives; the spread grows with the lognormal's width."""
-    quantiles = ndtri((np.arange(experts) + 0.5) / experts)
+    quantiles = normal_quantiles(experts)
 
     def shares(width: float) -> Float[np.ndarray, "expert"]:
         return np.asarray(SetLaw(weights=np.exp(width * quantiles)[None], topk=topk).inclusion()[0] / topk)
@@ -219,5 +231,5 @@ def _lognormal_shares(experts: int, topk: int, cv: float) -> Float[np.ndarray, "
     if cv < 0 or cv > most:
         remedy = f"give 0 or more, at most {most:.2f} with {topk} of {experts} experts"
         raise WorkloadError("routing", [Fault(path="cv", problem=f"{cv} can't be reached", remedy=remedy)])
-    width = brentq(lambda width: spread(width) - cv, 0.0, _WIDEST, xtol=1e-14) if cv else 0.0
+    width = crossing(lambda width: spread(width) - cv, 0.0, _WIDEST, tolerance=1e-14) if cv else 0.0
     return shares(width)

@@ -8,15 +8,14 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from scipy.optimize import brentq
-from scipy.special import ndtri
 
 from moesim.ground.errors import Fault, WorkloadError
+from moesim.ground.roots import crossing
 from moesim.world.generators.choosing import Limits
 from moesim.world.generators.law import SetLaw
 from moesim.world.generators.ordering import Links
 from moesim.world.generators.recipe import Recipe
-from moesim.world.generators.skewed import capped, with_shares
+from moesim.world.generators.skewed import capped, normal_quantiles, with_shares
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached shares
@@ -175,7 +174,7 @@ def topic_shares(experts: int, topk: int, *, cv: float, tilt: float, topics: int
     >>> round(float(spread.mean()), 6), round(float(shares.mean(axis=0).std() * 64), 3)
     (0.8, 0.5)
     """
-    lasting = ndtri((np.arange(experts) + 0.5) / experts)
+    lasting = normal_quantiles(experts)
     own = np.random.Generator(np.random.PCG64(experts)).permutation(experts)
     turned = (own + np.arange(topics)[:, None] * experts // topics) % experts
     passing = lasting[turned]
@@ -186,17 +185,19 @@ def topic_shares(experts: int, topk: int, *, cv: float, tilt: float, topics: int
 
     def as_tilted(strength: float) -> Float[np.ndarray, "topic expert"]:
         """Give the topics' own part its strength, and find the width that gives them their tilt."""
-        return shares(strength, float(brentq(lambda width: _spread(shares(strength, width)) - tilt, 0.0, _WIDEST)))
+        return shares(strength, crossing(lambda width: _spread(shares(strength, width)) - tilt, 0.0, _WIDEST))
 
-    def over_all(strength: float) -> float:
-        return _spread(as_tilted(strength).mean(axis=0)) - cv
+    def averaged_out(strength: float) -> float:
+        return cv - _spread(as_tilted(strength).mean(axis=0))
 
     most = min(_spread(shares(strength, _WIDEST)) for strength in (0.0, 1.0))
     if not cv <= tilt <= most:
         raise _refused(f"{tilt} can't be reached", f"give at least the cv, {cv}, and at most {most:.2f}")
-    if over_all(1.0) > 0:
+    if tilt == cv:
+        return as_tilted(0.0)
+    if averaged_out(1.0) < 0:
         raise _refused(f"{tilt} does not average out to a cv of {cv} over {topics} topics", "give more topics")
-    return as_tilted(float(brentq(over_all, 0.0, 1.0, xtol=1e-6)))
+    return as_tilted(crossing(averaged_out, 0.0, 1.0, tolerance=1e-6))
 
 
 _WIDEST = 12.0
