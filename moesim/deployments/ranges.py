@@ -14,6 +14,7 @@ from moesim.deployments.pools import Estimator
 from moesim.deployments.residuals import NUMBER, Residuals
 from moesim.deployments.result import Interval
 from moesim.deployments.summary import Summary, summarize
+from moesim.ground.streams import stream
 from moesim.ground.units import SourceKind
 from moesim.world.scenario import Scenario
 
@@ -81,9 +82,26 @@ def _summarized(
         spare_nodes=np.repeat(deployed.spare_nodes, number),
     )
     assert len(copies) == many
-    found = summarize(scenario, copies, estimates)
+    rents = drawn_rents(scenario, estimator.run.seed, number)
+    found = summarize(scenario, copies, estimates, {name: np.tile(each, len(deployed)) for name, each in rents.items()})
     drawn = {name: values.reshape(len(deployed), number) for name, values in found.metrics.items()}
     return Ranges(drawn=drawn, offered=found.offered)
+
+
+def drawn_rents(scenario: Scenario, seed: int, number: int) -> dict[str, Float[np.ndarray, "residual"]]:
+    """Draw the rent of every offer, USD/s per gpu, with the ends of its band at P10 and P90.
+
+    Between its low, its middle and its high a rent is uniform, and so it is beyond them by a quarter as far. Draws are
+    a shuffle of evenly spaced quantiles, so that few of them have the quantiles of many.
+    """
+    shares = np.linspace(0.0, 1.0, number) if number > 1 else np.array([0.5])
+    found = {}
+    for offer in scenario.hardware.offers:
+        (low, high), middle = offer.rent_band, offer.rent
+        ends = max(low - (middle - low) / 4, 0.0), high + (high - middle) / 4
+        mixed = stream(seed, f"rent {offer.node.name}").permutation(shares)
+        found[offer.node.name] = np.interp(mixed, (0.0, LOW, 0.5, HIGH, 1.0), (ends[0], low, middle, high, ends[1]))
+    return found
 
 
 def intervals(summary: Summary, ranges: Ranges | None, plan: int, source: SourceKind) -> dict[str, Interval]:
