@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from moesim.deployments.arrangements import arrangements
 from moesim.deployments.operation import Passes, operation
-from moesim.deployments.pools import Run, estimate_pools
+from moesim.deployments.pools import Run, estimate_pools, estimator_of
 from moesim.passes.folding import class_counts, classes
 from moesim.passes.repetition import shortened
 from moesim.passes.table import table_of
@@ -21,7 +21,7 @@ from moesim.plans.plan import Parallel, Policy, Pool
 from moesim.schedules.costs.bounds import bound
 from moesim.schedules.costs.pricing import price
 from moesim.schedules.schedule import Schedule
-from moesim.world.workload import Batch, Lengths, Serving, decoding, prompts
+from moesim.world.workload import Batch, Lengths, decoding, prompts
 
 DEEPSEEK, MIXTRAL, GPT_OSS, QWEN, SWIN, NLLB, DENSE = worlds.MODELS
 Times = Float[np.ndarray, "draw"]
@@ -49,22 +49,25 @@ def wide(placement: str) -> Pool:
     return worlds.pool(Parallel(dp=64, ep=64), placement=placement, batching=BATCH)
 
 
-def passes_of(workload: Serving, chosen: Pool, *, carrying: bool) -> Passes:
+def passes_of(chosen: Pool, *, carrying: bool, everywhere: bool = False) -> Passes:
+    """The pass of an operating point; `everywhere` gives prompts to every dp group that else only some would have."""
     table = table_of([chosen])
-    return Passes(table=table, point=operation(workload, table), carrying=np.array([carrying]))
+    point = operation(SERVING, table)
+    point = replace(point, carriers=np.ones(1)) if everywhere else point
+    return Passes(table=table, point=point, carrying=np.array([carrying]))
 
 
 def batch_of(chosen: Pool, *, carrying: bool) -> Batch:
-    batch = passes_of(SERVING, chosen, carrying=carrying).batch(SERVING, 1.0)
+    batch = passes_of(chosen, carrying=carrying, everywhere=True).batch(SERVING, 1.0)
     assert batch.tokens.item() == (1088 if carrying else 64)
     return batch
 
 
 def estimated(placement: str, *, carrying: bool, seed: int = 0) -> float:
-    """Seconds of one of the two kinds of pass whose mean the estimate is."""
-    found = estimate_pools(SKEWED, table_of([wide(placement)]), seed=seed)
-    with_prompts, mean, share = found.carrying[0], found.step[0], found.operation.carrying[0]
-    return float(with_prompts if carrying else (mean - share * with_prompts) / (1 - share))
+    """Seconds of one of the two kinds of pass whose mean the estimate is, prompts on every dp group."""
+    chosen = wide(placement)
+    run = estimator_of(SKEWED, table_of([chosen]), seed=seed).run
+    return float(run.passes(passes_of(chosen, carrying=carrying, everywhere=True))[0].item())
 
 
 def seconds(schedule: Schedule) -> Times:
@@ -145,10 +148,7 @@ def both_ways(name: str, parallel: Parallel, **policies: str) -> tuple[float, fl
     assert estimates.memory.fits[0]
     run = Run(scenario=world, point=estimates.operation, arrangements=arrangements(world, seed=0, draws=8))
     slowest = max(
-        min(
-            seconds(schedule).mean()
-            for schedule in run.stage(passes_of(SERVING, chosen, carrying=True), stage).schedules()
-        )
+        min(seconds(schedule).mean() for schedule in run.stage(passes_of(chosen, carrying=True), stage).schedules())
         for stage in range(parallel.pp)
     )
     return float(estimates.carrying[0]), float(slowest * parallel.pp)

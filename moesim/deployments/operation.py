@@ -24,7 +24,8 @@ class Operation:
     sequences : sequences in flight per dp group, over all pipeline stages
     decoding : sequences of a dp group in one pass
     chunk : prompt tokens of a dp group in a pass that carries any
-    carrying : share of the passes that carry prompt tokens
+    carrying : share of the passes in which any dp group carries prompt tokens
+    carriers : share of the dp groups that do, in such a pass
     kept : tokens cached per sequence, at its longest
     tokens : home tokens per rank in one pass, on average
     most : home tokens per rank in the largest pass the budget allows: what memory is set aside for
@@ -36,6 +37,7 @@ class Operation:
     decoding: Numbers
     chunk: Numbers
     carrying: Numbers
+    carriers: Numbers
     kept: Numbers
     tokens: Numbers
     most: Numbers
@@ -101,6 +103,7 @@ def _training_operation(workload: Training, table: PoolTable) -> Operation:
         decoding=none,
         chunk=sequences * workload.sequence,
         carrying=one,
+        carriers=one,
         kept=none,
         tokens=tokens,
         most=tokens,
@@ -118,9 +121,10 @@ def _mixed_operation(workload: Serving, table: PoolTable) -> Operation:
     """Balance prefill and decode: as many prompt tokens enter as keep the batch full.
 
     A full batch of S sequences ends S / output requests a step, so S x input / output prompt tokens must enter per
-    step. They come in chunks, a whole prompt where the budget has room for it, and all dp groups take theirs in the
-    same passes; the passes between decode only. Where the budget is too small the batch cannot stay full, and shrinks
-    to what the budget feeds.
+    step. They come in chunks, a whole prompt where the budget has room for it. Each dp group takes its own when it has
+    room, no matter what the others do, and all step together: with c the share of its passes in which one group carries
+    prompts, 1 - (1 - c)^dp of the passes carry any, and in those c / (1 - (1 - c)^dp) of the groups do. Where the
+    budget is too small the batch cannot stay full, and shrinks to what the budget feeds.
     """
     requests, stages = workload.requests, table["pp"].astype(float)
     new, output = _new_tokens(workload), requests.output.mean
@@ -132,11 +136,14 @@ def _mixed_operation(workload: Serving, table: PoolTable) -> Operation:
     decoded = decoding * (1 + speculated)
     wanted_chunk = decoding * emitted * new / output
     chunk = np.maximum(np.minimum(budget - decoded, new), wanted_chunk)
+    own = wanted_chunk / chunk
+    carrying = 1.0 - (1.0 - own) ** table["dp"]
     return Operation(
         sequences=decoding * stages,
         decoding=decoding,
         chunk=chunk,
-        carrying=wanted_chunk / chunk,
+        carrying=carrying,
+        carriers=own / carrying,
         kept=np.full(len(table), requests.input.mean + output),
         tokens=(wanted_chunk + decoded) / table.members,
         most=(chunk + decoded) / table.members,
@@ -156,6 +163,7 @@ def _prefill_operation(workload: Serving, table: PoolTable) -> Operation:
         decoding=none,
         chunk=chunk,
         carrying=one,
+        carriers=one,
         kept=np.full(len(table), float(workload.requests.input.mean)),
         tokens=chunk / table.members,
         most=chunk / table.members,
@@ -175,6 +183,7 @@ def _decode_operation(workload: Serving, table: PoolTable) -> Operation:
         decoding=decoding,
         chunk=none,
         carrying=none,
+        carriers=none + 1.0,
         kept=np.full(len(table), workload.requests.input.mean + workload.requests.output.mean),
         tokens=tokens,
         most=tokens,
@@ -204,6 +213,7 @@ def _serving_batch(workload: Serving, passes: Passes, share: Column) -> Batch:
         keys=chunks * (cached + (new + np.minimum(chunk, new)) / 2),
         decode=decode * (1 + speculated),
         context=np.full_like(prefill, requests.input.mean + requests.output.mean / 2),
+        carriers=as_column(point.carriers),
     )
 
 

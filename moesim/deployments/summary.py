@@ -151,9 +151,10 @@ def pool_metrics(scenario: Scenario, table: PoolTable, estimates: Estimates) -> 
     prefilling = table.each(lambda like: like.role == "prefill") > 0
     if isinstance(workload, Serving):
         new = workload.requests.input.mean * (1 - workload.requests.prefix_hits)
-        prompts = point.chunk * table["pp"] / new * workload.requests.output.mean
-        per_step = np.where(prefilling, prompts, per_step)
-    work = pass_work(scenario.model, point.chunk * point.carrying, point.tokens * table.members, training=training)
+        finished = point.chunk * table["pp"] / new * workload.requests.output.mean
+        per_step = np.where(prefilling, finished, per_step)
+    prompts = point.chunk * point.carrying * point.carriers
+    work = pass_work(scenario.model, prompts, point.tokens * table.members, training=training)
     peak = table.each(lambda like: expert_peak(scenario, like))
     metrics = {
         "rate": per_step * table["dp"] / step,

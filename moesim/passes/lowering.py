@@ -413,9 +413,9 @@ def _lowered_layer(setting: _Setting, layer: Layer, cell: int) -> Schedule:
         case Dense():
             add_dense(chain, layer.ffn, layer.dim, cols, done.tokens, tiers)
         case Moe():
-            home = done.tokens / cols.tp
+            home = (done.prefill * setting.batch.carriers + done.decoded) / cols.tp
             sized = setting.mixtures(layer.ffn, cell, home)
-            tokens = done.tokens if setting.replicated else home
+            tokens = done.tokens if setting.replicated else done.tokens / cols.tp
             add_mixture(
                 chain, layer.ffn, layer.dim, cols, sized, tokens, setting.missing, replicated=setting.replicated
             )

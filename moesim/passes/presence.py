@@ -20,9 +20,9 @@ def presence(layer: Layer, model: Model, *, backward: bool) -> tuple[float, floa
 
 
 def home_tokens(layer: Layer, model: Model, batch: Batch) -> Sizes:
-    """Tokens of a batch that each rank is home to, as this layer sees them."""
+    """Tokens of a batch that a rank is home to, as this layer sees them; the mean rank where not all carry prompts."""
     prompt, answer = presence(layer, model, backward=batch.backward)
-    return batch.prefill * prompt + batch.decode * answer
+    return batch.prefill * prompt * batch.carriers + batch.decode * answer
 
 
 def mixture_kinds(model: Model) -> tuple[Layer, ...]:

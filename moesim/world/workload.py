@@ -140,6 +140,8 @@ class Batch:
     keys : KV tokens read by the prefill
     decode : sequences that get one token (times 1 + speculated)
     context : their mean context, tokens
+    carriers : share of the dp groups that carry the prompt tokens: where it is below 1, what is told of prefill is that
+        of a group with prompts, which all others wait for; experts get the prompts of that share
     backward : training; a microbatch is prefill tokens with ``backward=True``
     """
 
@@ -149,6 +151,7 @@ class Batch:
     keys: Row
     decode: Row
     context: Row
+    carriers: Row | float = 1.0
     backward: bool = False
 
     @property
