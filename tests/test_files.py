@@ -51,13 +51,14 @@ def scenario(study):
 
 
 def test_the_serving_example_asks_for_the_cheapest_token(study):
-    assert (study.goal, study.frontier) == ("price_per_token", ())
+    assert (study.goal, study.frontier) == ("price_per_token", ("price_per_token", "tpot"))
     assert study.space is not None
     assert study.space.axes == {"framework": ("vllm",)}
     hardware = study.scenario.hardware
     assert [(offer.node.name, offer.max_nodes) for offer in hardware.offers] == [
         ("nvidia/hgx-h100", 8),
         ("nvidia/hgx-h200", 8),
+        ("nvidia/hgx-b200", 8),
         ("nvidia/gb200-nvl72", 1),
     ]
     assert [offer.rent * 3600 for offer in hardware.offers] == pytest.approx([2.95, 3.50, 4.54])
@@ -284,7 +285,7 @@ def planned(tmp_path, **changes):
 
 
 def test_drafts_need_a_model_with_drafting_modules(tmp_path, scenario):
-    drafting = planned(tmp_path, batch=("max_batch: 32", "max_batch: 32, speculated: 1, acceptance: 0.8"))
+    drafting = planned(tmp_path, batch=("max_batch: 64", "max_batch: 64, speculated: 1, acceptance: 0.8"))
     assert load_plan(drafting, scenario).pools[0].policy("batching").settings["speculated"] == 1
     plain = replace(scenario, model=replace(scenario.model, mtp=0))
     with pytest.raises(PlanError, match=r"pools\.0\.policies\.batching: speculates 1 tokens.*set speculated to 0"):
@@ -292,7 +293,7 @@ def test_drafts_need_a_model_with_drafting_modules(tmp_path, scenario):
 
 
 def test_tokens_kept_in_place_need_one_group(tmp_path, scenario):
-    degrees = ("dp: 16, tp: 1, cp: 1", "dp: 1, tp: 1, cp: 16")
+    degrees = ("dp: 4, tp: 4, cp: 1", "dp: 1, tp: 1, cp: 16")
     split = planned(tmp_path, degrees=degrees, alltoall=("alltoall: deduplicated", "alltoall: reduce"))
     with pytest.raises(PlanError, match=r"needs dp = cp = 1, not 1 and 16"):
         load_plan(split, scenario)
