@@ -119,3 +119,33 @@ def test_what_is_wrong_with_a_folder_is_told(
     assert code == 2
     assert said in complaint
     assert complaint.startswith("moesim: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected", "words"),
+    [
+        ("ep: [4, 8]", "ep: [3]", 2, "space: holds no valid layout"),
+        ("50 ms", "1 us", 1, "No plan carries the load and meets every target"),
+        ("50 ms", "1 us", 1, "misses its limit of 1.00 us"),
+        ("5 /s", "50000 /s", 1, "of the 10,000,000 output tokens/s asked for"),
+        ("width: 1024, input_dim", "width: 100000000, input_dim", 1, "does not fit: expert weights"),
+        (", rent: {value: 3.50 USD/h, from: list}", "", 0, "Kept in kept"),  # the list price of a shipped node
+        (
+            "offers: [{node: nvidia/hgx-h200, max_nodes: 1, rent: {value: 3.50 USD/h, from: list}}]",
+            "offers: []",
+            2,
+            "no",
+        ),
+    ],
+)
+def test_a_hopeless_question_gets_an_answer(
+    old: str, new: str, expected: int, words: str, moesim: Callable[..., Told]
+) -> None:
+    assert old in WORLD
+    Path("w.yaml").write_text(WORLD.replace(old, new))
+    code, said, complaint = moesim("optimize", "w.yaml", "--out", "kept")
+    assert code == expected
+    assert words in " ".join((said + complaint).split())
+    assert "Traceback" not in said + complaint
+    if code < 2:
+        assert moesim("report", "kept")[0] == 0  # a run without a plan is a run

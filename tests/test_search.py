@@ -252,9 +252,9 @@ def test_an_unknown_goal_is_refused_with_the_nearest_name() -> None:
 
 
 def test_an_empty_space_is_refused() -> None:
-    with pytest.raises(PlanError, match="space: no layout is valid"):
+    with pytest.raises(PlanError, match="space: holds no valid layout"):
         optimize(world(), Space(axes={"parallel.tp": (3,)}))
-    with pytest.raises(PlanError, match=r"no layout is valid.*`reduce` needs tokens replicated"):
+    with pytest.raises(PlanError, match=r"holds no valid layout.*`reduce` needs tokens replicated"):
         optimize(world(), Space(axes={"parallel.dp": (8,), "alltoall": (Policy(name="reduce"),)}))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from moesim.cli.codes import MET, MISSED
 
 
-def optimize(scenario: Path, /, *, out: Path | None = None, seed: int = 0, json: bool = False) -> int:
+def optimize(
+    scenario: Path, /, *, out: Path | None = None, seed: int = 0, resume: bool = False, json: bool = False
+) -> int:
     """Rank every plan of a scenario's space, show the best, and keep all of it in a run folder.
 
     Parameters
@@ -18,21 +21,36 @@ def optimize(scenario: Path, /, *, out: Path | None = None, seed: int = 0, json:
         The run folder; without it `runs/` and the scenario's name. A run folder that is there is replaced.
     seed
         Seed of the routing draws.
+    resume
+        Go on where a search of the same question into the same folder was stopped.
     json
         Print JSON for a pipe instead of tables.
     """
-    from moesim.cli.runs import keep
+    from moesim.cli.runs import journal_of, keep, run_folder
     from moesim.files.yaml import load_study
     from moesim.search.optimization import optimize as search
     from moesim.views.progress import bar
     from moesim.views.ranking import ranking_json, show_ranking
 
     study = load_study(scenario)
+    folder = run_folder(study, out)
+    journal = journal_of(folder, study, seed)
+    kept = journal.read() if resume else []
+    if kept:
+        print(f"Going on from {sum(len(turn['rows']) for turn in kept):,} layouts timed before.", file=sys.stderr)
     with bar("searching") as progress:
         ranking = search(
-            study.scenario, study.space, goal=study.goal, frontier=study.frontier, seed=seed, progress=progress
+            study.scenario,
+            study.space,
+            goal=study.goal,
+            frontier=study.frontier,
+            seed=seed,
+            progress=progress,
+            journal=journal,
+            kept=kept,
         )
-    folder = keep(study, ranking, seed, out)
+    keep(study, ranking, seed, folder)
+    journal.drop()
     if json:
         print(ranking_json(ranking))
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from moesim.cli.codes import MET
 
 if TYPE_CHECKING:
+    from moesim.files.journal import Journal
     from moesim.search.ranking import Ranking
     from moesim.search.study import Study
 
@@ -15,19 +16,34 @@ RUNS = Path("runs")
 """Where run folders go that nobody named."""
 
 
-def keep(study: Study, ranking: Ranking, seed: int, out: Path | None) -> Path:
-    """Write a run folder, and return where it is."""
+def run_folder(study: Study, out: Path | None) -> Path:
+    """Say where a study's run goes, if it may go there."""
+    from moesim.files.runs import check_free, slug
+
+    folder = out or RUNS / slug(study.scenario.name)
+    folder = folder if folder.name else folder.resolve()
+    check_free(folder)
+    return folder
+
+
+def journal_of(folder: Path, study: Study, seed: int) -> Journal:
+    """Open the journal of a search whose answer goes into a folder: a hidden file beside it."""
+    from moesim.files.journal import Journal, question_key
+
+    return Journal(folder.with_name(f".{folder.name}.journal"), question_key(study, seed))
+
+
+def keep(study: Study, ranking: Ranking, seed: int, folder: Path) -> None:
+    """Write a run folder."""
     import moesim
-    from moesim.files.runs import Run, slug, write_run
+    from moesim.files.runs import Run, write_run
     from moesim.search.answer import answer
     from moesim.views.report import report as drawn
     from moesim.views.trace import task_trace
 
     found = answer(study, ranking, seed=seed)
-    folder = out or RUNS / slug(study.scenario.name)
     views = {"report.html": drawn(found), "trace.json": task_trace(found.tables["tasks"])}
     write_run(folder, Run(study=study, answer=found, version=moesim.__version__), views)
-    return folder
 
 
 def report(run: Path, /, *, out: Path | None = None) -> int:

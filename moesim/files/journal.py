@@ -50,16 +50,18 @@ class Journal:
         Raises
         ------
         InputError
-            The journal belongs to another question.
+            The journal belongs to another question, or is damaged.
         """
         whole = self._lines()
         self._end = sum(map(len, whole))
-        if whole and json.loads(whole[0]).get("key") != self.key:
-            problem = "is the journal of another scenario, space, seed or version"
-            raise InputError(
-                str(self.path), [Fault(path="", problem=problem, remedy="delete it, or leave out --resume")]
-            )
-        return [{name: _array(tree) for name, tree in json.loads(line).items()} for line in whole[1:]]
+        try:
+            first, *chunks = [json.loads(line) for line in whole] or [{"key": self.key}]
+            found: list[Arrays] = [{name: _array(tree) for name, tree in chunk.items()} for chunk in chunks]
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise self._fault("is damaged") from None
+        if not isinstance(first, dict) or first.get("key") != self.key:
+            raise self._fault("is the journal of another scenario, space, seed or version")
+        return found
 
     def append(self, arrays: Arrays) -> None:
         """Add a chunk; it is on disk when this returns."""
@@ -73,6 +75,13 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
             self._end = file.tell()
+
+    def _fault(self, problem: str) -> InputError:
+        return InputError(str(self.path), [Fault(path="", problem=problem, remedy="delete it, or leave out --resume")])
+
+    def drop(self) -> None:
+        """Remove the journal of a search that is done."""
+        self.path.unlink(missing_ok=True)
 
     def _lines(self) -> list[bytes]:
         """List the lines that are whole."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,9 +73,7 @@ def write_run(folder: Path, run: Run, views: Mapping[str, str]) -> None:
     InputError
         Something else has that name.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        remedy = "name another folder with --out, or move this away"
-        raise _fault(folder, "exists and is no run folder", remedy)
+    check_free(folder)
     with _whole(folder) as partial:
         hashes = {name: _put(partial / name, content) for name, content in sorted(_contents(run, views).items())}
         manifest = {
@@ -85,6 +84,19 @@ def write_run(folder: Path, run: Run, views: Mapping[str, str]) -> None:
             "files": hashes,
         }
         _put(partial / MANIFEST, _json(manifest))
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that a run would be in the way of.
+
+    Raises
+    ------
+    InputError
+        Something else has that name.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        remedy = "name another folder with --out, or move this away"
+        raise _fault(folder, "exists and is no run folder", remedy)
 
 
 def _contents(run: Run, views: Mapping[str, str]) -> dict[str, bytes]:
@@ -131,6 +143,7 @@ def _parquet(table: pd.DataFrame) -> bytes:
 def _whole(folder: Path) -> Iterator[Path]:
     """Yield a hidden sibling to fill, which takes the folder's name when all of it is on disk, or vanishes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -145,6 +158,29 @@ def _whole(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what killed processes left half done; what they were about to replace gets its name back."""
+    ended = re.compile(re.escape(f".{folder.name}.") + r"(\d+)\.(partial|old)")
+    for path in sorted(folder.parent.iterdir()):
+        match = ended.fullmatch(path.name)
+        if match and not _runs(int(match[1])):
+            if match[2] == "old" and not folder.exists():
+                path.rename(folder)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is alive, whoever owns it."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _put(path: Path, content: bytes) -> str:

@@ -27,6 +27,7 @@ from moesim.search.naming import estimated_table, plans_table, unfit_table
 from moesim.search.objectives import Objectives, objectives
 from moesim.search.pruning import SHOWN, best_first
 from moesim.search.ranking import Certificate, Comparison, Ranking
+from moesim.search.resuming import Arrays, Journal, journaled
 from moesim.search.space import Enumerated, enumerate_pools, roles_wanted
 from moesim.search.splitting import Splitter, splits
 from moesim.world.scenario import Scenario
@@ -52,6 +53,8 @@ def optimize(
     frontier: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda share: None,
+    journal: Journal | None = None,
+    kept: Sequence[Arrays] = (),
 ) -> Ranking:
     """Rank the plans of a space by a goal; plans that miss a target come after all that meet them.
 
@@ -73,6 +76,10 @@ def optimize(
         Seed of the routing draws, residuals and requests, equal for all plans.
     progress : callable
         Told the share of the search done, from 0 to 1, now and then.
+    journal : Journal
+        Keeps what is estimated, turn by turn, so that a search that was stopped can go on; none: nothing is kept.
+    kept : sequence of mappings from name to array
+        The turns that the journal of a stopped search of the same question holds.
 
     Returns
     -------
@@ -87,11 +94,13 @@ def optimize(
     _check_metrics(scenario, goal, traded)
     found = enumerate_pools(scenario, space or Space(axes={}))
     if not len(found.table):
-        problem = f"no layout is valid; {sum(found.invalid.values()):,} combinations were senseless"
-        raise PlanError("space", [Fault(path="space", problem=problem, remedy="; ".join(found.invalid) or "widen it")])
+        left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.invalid.items())
+        remedy = "degrees must divide GPUs, experts, heads and layers; an axis left out is tried in full"
+        raise PlanError("space", [Fault(path="", problem=f"holds no valid layout{left_out}", remedy=remedy)])
+    estimator = estimator_of(scenario, found.table, seed=seed)
     search = _Search(
         scenario=scenario,
-        estimator=estimator_of(scenario, found.table, seed=seed),
+        estimator=journaled(estimator, journal, kept) if journal else estimator,
         roles=roles_wanted(space or Space(axes={}), scenario.workload),
         goal=goal,
         traded=tuple(dict.fromkeys(traded)),

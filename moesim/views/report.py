@@ -181,7 +181,10 @@ def _timeline(answer: Answer) -> Iterator[str]:
     close = [span for span, layer in zip(spans, layers, strict=True) if layer in (middle, middle + 1)]
     yield section(
         "Timeline of one pass of the slowest stage",
-        paragraph("A pass that carries prompt tokens; from the first start to the last finish over ranks.", soft=True),
+        paragraph(
+            "A pass that carries prompt tokens, cut to a few layers; from first start to last finish over ranks.",
+            soft=True,
+        ),
         figure(gantt(spans, TIME, kinds)),
         paragraph(f"Two layers of it, {middle} and {middle + 1}:", soft=True),
         figure(gantt(close, TIME, kinds)),

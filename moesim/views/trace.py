@@ -48,6 +48,8 @@ def task_trace(tasks: pd.DataFrame) -> str:
     -------
     JSON, the same to the byte for the same table.
     """
+    if tasks.empty:
+        return json.dumps({"displayTimeUnit": "ms", "traceEvents": []}, separators=(",", ":"))
     threads = {stream: number for number, stream in enumerate(dict.fromkeys(tasks["stream"].tolist()))}
     ranks = dict(sorted(zip(tasks["rank"].tolist(), tasks["alike"].tolist(), strict=True)))
     columns = [tasks[column].tolist() for column in _COLUMNS]
