@@ -27,7 +27,7 @@ STYLE = """
 .moesim .soft { color: var(--soft); }
 .moesim .wide { overflow-x: auto; margin: .6em 0; }
 .moesim table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; }
-.moesim th, .moesim td { padding: 4px 9px 4px 0; text-align: left; vertical-align: top;
+.moesim th, .moesim td { padding: 4px 7px 4px 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--edge); }
 .moesim th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 .moesim td.n, .moesim th.n { text-align: right; white-space: nowrap; } .moesim td.s { white-space: nowrap; }

@@ -24,18 +24,27 @@ def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
     if ranking.best is None:
         out.print("No plan fits.\n")
     else:
-        show_table(out, ranked(ranking.plans.head(rows)), _title(ranking))
+        show_table(out, _brief(ranked(ranking.plans.head(rows))), _title(ranking))
         _show_simulated(out, ranking)
         if len(ranking.frontier) > 1:
-            show_table(
-                out, ranking.frontier.drop(columns="miss"), "Frontier: no other plan beats these in all it trades off"
-            )
+            traded = ranking.frontier.drop(columns=["miss", "mfu"], errors="ignore")
+            show_table(out, _brief(traded), "Frontier: no other plan beats these in all it trades off")
         show_details(out, ranking.best, "The first plan")
         if ranking.comparison:
-            out.print(f"Runner-up: {in_words(ranking.comparison)}\n")
+            second = ranking.plans.iloc[1]
+            out.print(
+                f"[bold]Runner-up[/bold]: {second['cluster']}, {second['layout']}: {in_words(ranking.comparison)}\n"
+            )
     if len(ranking.unfit):
         show_table(out, ranking.unfit, "What does not fit (per node type: how many layouts, and the nearest one)")
     out.print(f"[bold]Certificate[/bold]: {certificate_in_words(ranking.certificate)}")
+
+
+def _brief(plans: pd.DataFrame) -> pd.DataFrame:
+    """Leave the vendor out of clusters' names: a line is short."""
+    frame = plans.assign(cluster=plans["cluster"].str.replace(r"\S+/", "", regex=True))
+    frame.attrs = plans.attrs
+    return frame
 
 
 def ranked(plans: pd.DataFrame) -> pd.DataFrame:

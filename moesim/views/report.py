@@ -62,7 +62,7 @@ def _head(answer: Answer) -> str:
     headline = [
         (HEADINGS.get(metric, metric), _interval(metric, low, mid, high, unit))
         for metric, low, mid, high, unit in zip(*(winner[name].tolist() for name in columns), strict=True)
-        if metric in _FIRST
+        if metric in _FIRST and not (metric == "step" and "tpot" in winner["metric"].tolist())
     ]
     words = [heading(answer.name), lead(first), *map(paragraph, others), facts(headline)]
     certificate = f"Certificate: {certificate_in_words(answer.certificate)} It certifies the estimate, not the machine."

@@ -33,13 +33,20 @@ def _cell(value: Any, unit: str) -> str:
 
 _HEADINGS: Mapping[str, str] = {
     "throughput": "tokens/s",
-    "throughput_per_gpu": "tokens/s/GPU",
-    "price_per_token": "USD/M tokens",
+    "throughput_per_gpu": "per GPU",
+    "price_per_token": "USD/M",
     "memory_headroom": "headroom",
     "replicas": "repl.",
     "price_low": "P10",
     "price_high": "P90",
 }
+
+
+WIDTH = 160
+"""Characters of a line in a pipe."""
+
+SHORT = 20
+"""Words of up to so many characters are kept on one line."""
 
 
 def show_table(out: Console, frame: pd.DataFrame, title: str) -> None:
@@ -48,7 +55,9 @@ def show_table(out: Console, frame: pd.DataFrame, title: str) -> None:
     units = frame.attrs.get("units", {})
     for name in frame.columns:
         number = pd.api.types.is_numeric_dtype(frame[name])
-        drawn.add_column(_HEADINGS.get(name, str(name)), justify="right" if number else "left", overflow="fold")
+        heading = _HEADINGS.get(name, str(name))
+        whole = number or frame[name].astype(str).str.len().max() <= SHORT
+        drawn.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=bool(whole))
     for row in frame.itertuples(index=False):
         drawn.add_row(*(_cell(value, units.get(name, "")) for name, value in zip(frame.columns, row, strict=True)))
     out.print(title)
@@ -59,7 +68,7 @@ def show_table(out: Console, frame: pd.DataFrame, title: str) -> None:
 def console() -> Console:
     """Open the terminal; a pipe gets lines long enough for a table."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=180)
+    return found if found.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def show_result(result: Result) -> None:
@@ -83,7 +92,9 @@ def show_details(out: Console, result: Result, title: str) -> None:
     out.print()
     if "breakdown" in result.tables:
         show_table(out, result.tables["breakdown"], "One pass of the slowest stage, by named part")
-    show_table(out, result.tables["memory"], "Memory of the fullest rank")
+    sizes = result.tables["memory"]["size"]
+    total = "" if "pool" in result.tables["memory"] else f": {show(float(sizes.sum()), 'B')}, item by item"
+    show_table(out, result.tables["memory"], f"Memory of the fullest rank{total}")
 
 
 def summary_cell(value: float, unit: str) -> str:
