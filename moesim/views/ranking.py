@@ -12,7 +12,7 @@ from rich.console import Console
 
 from moesim.deployments.metrics import METRICS
 from moesim.deployments.result import Result
-from moesim.search.answer import simulated_table
+from moesim.search.answer import headline, simulated_table
 from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.views.tables import console, finite, result_dict, show_details, show_table, summary_cell
 
@@ -20,10 +20,11 @@ from moesim.views.tables import console, finite, result_dict, show_details, show
 def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
     """Print the ranked plans, the frontier, the first plan's step and memory, the proof, and what did not fit."""
     out = console()
-    out.print(f"[bold]{name}[/bold]\n")
-    if ranking.best is None:
-        out.print("No plan fits.\n")
-    else:
+    out.print(f"[bold]{name}[/bold]")
+    for sentence in headline(ranking):
+        out.print(sentence)
+    out.print()
+    if ranking.best is not None:
         show_table(out, _brief(ranked(ranking.plans.head(rows))), _title(ranking))
         _show_simulated(out, ranking)
         if len(ranking.frontier) > 1:
