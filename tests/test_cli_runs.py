@@ -99,6 +99,9 @@ def test_report_draws_again(moesim: Callable[..., Told]) -> None:
     assert "Drawn in kept/report.html" in said
     assert moesim("report", "kept", "--out", "page.html")[0] == 0
     assert Path("page.html").read_bytes() == before["report.html"]
+    told = json.loads(moesim("report", "kept", "--json")[1])
+    assert told["plans"]
+    assert told["certificate"]["estimated"] == len(told["plans"])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,7 @@ def test_report_draws_again(moesim: Callable[..., Told]) -> None:
         (lambda: None, ("report", "absent"), "absent: there is no such folder"),
         (lambda: Path("kept/report.html").write_text("x"), ("report", "kept"), "report.html: is not what was written"),
         (lambda: Path("kept/manifest.json").write_text('{"format": 0}'), ("report", "kept"), "has format 0"),
+        (lambda: None, ("optimize", "w.yaml", "--out", "w.yaml/kept"), "cannot be written"),
         (lambda: Path("kept/manifest.json").unlink(), ("optimize", "w.yaml", "--out", "kept"), "is no run folder"),
     ],
 )

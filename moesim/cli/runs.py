@@ -46,7 +46,7 @@ def keep(study: Study, ranking: Ranking, seed: int, folder: Path) -> None:
     write_run(folder, Run(study=study, answer=found, version=moesim.__version__), views)
 
 
-def report(run: Path, /, *, out: Path | None = None) -> int:
+def report(run: Path, /, *, out: Path | None = None, json: bool = False) -> int:
     """Draw the report of a run folder again.
 
     Parameters
@@ -55,8 +55,11 @@ def report(run: Path, /, *, out: Path | None = None) -> int:
         A folder that `moesim optimize` has written.
     out
         The HTML file to write; without it the folder's own report is replaced.
+    json
+        Print the kept answer as JSON for a pipe.
     """
     from moesim.files.runs import load_run, write_run
+    from moesim.views.ranking import answer_json
     from moesim.views.report import report as drawn
     from moesim.views.trace import task_trace
 
@@ -65,6 +68,7 @@ def report(run: Path, /, *, out: Path | None = None) -> int:
     if out is None:
         write_run(run, found, {"report.html": page, "trace.json": task_trace(found.answer.tables["tasks"])})
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
-    print(f"Drawn in {out or run / 'report.html'}")
+    print(answer_json(found.answer) if json else f"Drawn in {out or run / 'report.html'}")
     return MET

@@ -87,13 +87,16 @@ def write_run(folder: Path, run: Run, views: Mapping[str, str]) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that a run would be in the way of.
+    """Refuse a name that something else has, and a place that nothing can be written to.
 
     Raises
     ------
     InputError
-        Something else has that name.
+        The folder cannot be written.
     """
+    place = next(path for path in folder.absolute().parents if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise _fault(folder, f"cannot be written: {place} is no folder that may be written to", "name another folder")
     if folder.exists() and not (folder / MANIFEST).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         remedy = "name another folder with --out, or move this away"
         raise _fault(folder, "exists and is no run folder", remedy)

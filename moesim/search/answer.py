@@ -100,8 +100,7 @@ def headline(ranking: Ranking) -> Iterator[str]:
 def _under_requests(verdicts: Sequence[Verdict]) -> str:
     """Say how the first plans fared when they were simulated: queues are in no formula."""
     good, first = sum(verdict.good for verdict in verdicts), verdicts[0]
-    one = "meets every target" if first.good else f"does not: {first.why}"
-    return f"Simulated request by request, this plan {one}; of the first {len(verdicts)}, {good} meet every target."
+    return f"Simulated request by request: {first.why}; {good} of the first {len(verdicts)} meet every target."
 
 
 SIMULATED = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue")

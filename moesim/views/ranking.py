@@ -12,7 +12,7 @@ from rich.console import Console
 
 from moesim.deployments.metrics import METRICS
 from moesim.deployments.result import Result
-from moesim.search.answer import headline, simulated_table
+from moesim.search.answer import Answer, headline, simulated_table
 from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.views.tables import console, finite, result_dict, show_details, show_table, summary_cell
 
@@ -131,6 +131,18 @@ def ranking_json(ranking: Ranking) -> str:
         "unfit": records(ranking.unfit),
     }
     return json.dumps(tree, indent=2, allow_nan=False)
+
+
+def answer_json(answer: Answer) -> str:
+    """Write a kept answer as JSON, SI units: verdict, plans, frontier, certificate, and how the first plans fared."""
+    tree: dict[str, Any] = {
+        "headline": list(answer.headline),
+        "certificate": _certificate(answer.certificate),
+        "comparison": asdict(answer.comparison) if answer.comparison else None,
+        "units": answer.tables["plans"].attrs.get("units", {}),
+    }
+    tables = {name: records(answer.tables[name]) for name in ("plans", "frontier", "summary", "simulated", "unfit")}
+    return json.dumps(tree | tables, indent=2, allow_nan=False)
 
 
 def _certificate(certificate: Certificate) -> dict[str, Any]:
