@@ -12,6 +12,16 @@ from cyclopts import App
 from .settings import MODULE
 
 app = App(name="calibrate", help="Measure a machine.")
+app.command(
+    "moesim.validate.serving.commands:frameworks",
+    name="frameworks",
+    help="Fit what frameworks add beyond kernels to serving measurements.",
+)
+app.command(
+    "moesim.validate.serving.commands:anchor",
+    name="anchor",
+    help="Shift a framework's numbers by a few measurements of your own.",
+)
 
 
 @app.default

@@ -14,7 +14,7 @@ from moesim.deployments.estimation import estimate
 from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.metrics import METRICS
 from moesim.deployments.operation import Passes, operation
-from moesim.deployments.pools import estimate_pools
+from moesim.deployments.pools import estimate_pools, estimator_of
 from moesim.deployments.result import Result
 from moesim.deployments.summary import pass_work
 from moesim.files.yaml import load_plan, load_scenario
@@ -81,7 +81,9 @@ def test_the_shipped_plan_meets_its_targets() -> None:
     assert result.verdict.binding == result.tables["breakdown"]["part"].iloc[0]
     assert result.verdict.why.startswith("meets every target; the tightest is ")
     (pool,) = plan.pools
-    host = world.frameworks[pool.framework].step
+    point = estimator_of(world, table_of([pool])).run.point
+    sequences = float(point.sequences[0]) * pool.parallel.dp
+    host = world.frameworks[pool.framework].overhead(len(world.model.layers), sequences)
     assert result.tables["breakdown"]["exposed"].sum() + host == pytest.approx(result.summary["step"].mid, rel=1e-9)
 
 

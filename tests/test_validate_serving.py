@@ -6,10 +6,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moesim.validate.serving.anchored import anchor_rows, anchored_file
 from moesim.validate.serving.compare import compare, with_predictions
+from moesim.validate.serving.fitting import NAMES, fit, habits, numbers_of, sample_of
 from moesim.validate.serving.measured import Measured, Setup, read_measured, throughput
 from moesim.validate.serving.prediction import Predicted, Predictor
 from moesim.validate.serving.scores import errors, ordering, scored
@@ -18,6 +21,7 @@ from moesim.validate.serving.worlds import known_model
 
 from moesim.cli import app
 from moesim.cli.codes import MET
+from moesim.files.frameworks import load_framework
 from moesim.ground.errors import InputError, PlanError
 
 EXCERPT = Path(__file__).parent / "data" / "serving_excerpt.csv"
@@ -178,3 +182,55 @@ def test_text_of_no_predictions_is_whole(compared):
     nothing = [Predicted(reason="why not")] * len(compared.rows)
     text = with_predictions(compared.rows, nothing, shipped_spread())
     assert text.count("why not") == len(compared.rows)
+
+
+PLANTED = {"layer": 2.0, "latency": 0.5}
+"""Factors on the shipped numbers that made-up measurements are made with."""
+
+
+def planted(predictor: Predictor) -> list[Measured]:
+    """Measurements that a framework of known numbers would give."""
+    start = numbers_of(["tensorrt_llm"])
+    moved = start + np.log([[PLANTED.get(name, 1.0) for name in NAMES]])
+    setups = [replace(small(), concurrency=load, isl=isl) for load in (1, 4, 16) for isl in (64, 1024)]
+    found = predictor.predict(setups, habits(["tensorrt_llm"], moved))
+    return [
+        Measured(text={}, setup=setup, ttft=each.ttft, tpot=each.tpot)
+        for setup, each in zip(setups, found, strict=True)
+    ]
+
+
+def misses(predictor: Predictor, rows: list[Measured], known: object) -> float:
+    """Largest error of TPOT over rows, under these frameworks."""
+    found = predictor.predict([row.setup for row in rows], known)
+    return max(abs(each.tpot / row.tpot - 1) for each, row in zip(found, rows, strict=True))
+
+
+def test_a_fit_finds_what_measurements_were_made_with(predictor):
+    rows = planted(predictor)
+    sample = sample_of([*rows, *rows])
+    assert len(sample.setups) == len(rows)
+    numbers, _ = fit(predictor, sample)
+    assert misses(predictor, rows, habits(sample.names, numbers)) < 0.06  # priors hold a little back
+
+
+def test_one_row_brings_the_others_nearer(predictor):
+    rows = planted(predictor)
+    found = anchor_rows(rows[2:3], "mine.csv")
+    assert misses(predictor, rows, found.frameworks) < misses(predictor, rows, None) / 2
+    assert (found.left > 0).all()
+    assert found.left[0, NAMES.index("layer")] < 0.7
+
+
+def test_an_anchored_framework_is_a_file_that_is_read(predictor, tmp_path):
+    found = anchor_rows(planted(predictor)[2:3], "mine.csv")
+    file = tmp_path / "mine.yaml"
+    file.write_text(anchored_file(found, "mine.csv"))
+    framework, sources = load_framework(file)
+    assert framework.layer == pytest.approx(found.frameworks["tensorrt_llm"].layer, rel=5e-3)
+    assert sources["layer"].kind == "fitted"
+
+
+def test_anchors_of_two_frameworks_are_refused():
+    with pytest.raises(InputError, match="one framework"):
+        anchor_rows(read_measured(EXCERPT), "two.csv")

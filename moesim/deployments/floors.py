@@ -112,7 +112,8 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
         else:
             floor = _stage_floor(scenario, table, stage, batch, sized)
         slowest = np.maximum(slowest, floor)
-    host = table.each(lambda like: scenario.frameworks[like.framework].step)
+    layers = len(scenario.model.layers)
+    host = table.each(lambda like: scenario.frameworks[like.framework].overhead(layers, 0.0))
     return np.asarray(slowest * table["pp"] + host)
 
 

@@ -234,7 +234,8 @@ class Run:
             ground = grounds(base[0], node, fabric)
             kinds.append(ground.weakest)
             outside.update(ground.outside)
-        host = self.scenario.frameworks[first.framework].step
+        framework = self.scenario.frameworks[first.framework]
+        host = framework.overhead(len(self.scenario.model.layers), passes.point.sequences * passes.table["dp"])
         return slowest * first.parallel.pp + host, tuple(kinds), tuple(sorted(outside))
 
     def stage(self, passes: Passes, stage: int) -> Lowering:

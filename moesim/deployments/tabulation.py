@@ -55,8 +55,8 @@ def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most
 
 def with_host(table: StepTable, framework: Framework, layers: int) -> StepTable:
     """Add what a framework costs beyond the kernels of a model of so many layers."""
-    fixed = (framework.step + framework.layer * layers) * PER_SECOND
-    each = framework.sequence * PER_SECOND / table.width
+    fixed = framework.overhead(layers, 0.0) * PER_SECOND
+    each = framework.overhead(layers, 1.0) * PER_SECOND / table.width - fixed / table.width
     decode = tuple(
         tuple(ticks + fixed + each * tokens for ticks in row)
         for tokens, row in zip(table.tokens, table.decode, strict=True)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeVar
+
+import numpy as np
 
 from moesim.ground.units import Bytes, Seconds, Source
+
+Numbers = TypeVar("Numbers", float, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +22,12 @@ class Framework:
     `utilization` the share of memory it is willing to fill, `step` host time per step outside kernels, `block`
     tokens per KV block.
 
-    How it schedules is read by `simulate`: `prompts` are mixed into steps that decode, or go first while decodes wait;
-    `cache` is taken as needed or set aside for a whole request; `poll` is the decode steps between two looks at the
-    queue. Beyond kernels and `step` it adds `layer` for each layer (small kernels that are not itemized) and `sequence`
-    for each decoding sequence, and prompts take `prompt` times their kernels' time. A client sees a first token
-    `latency` later than the scheduler, and `crowd` more for each request in flight. `kernels` maps an operation to the
-    name of the kernel used, which picks the `Fit`.
+    Beyond kernels and `step`, a step costs `layer` for each layer (small kernels that are not itemized) and `sequence`
+    for each sequence in flight. The rest is read by `simulate`: `prompts` are mixed into steps that decode, or go first
+    while decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or set aside for a whole
+    request; `poll` is the decode steps between two looks at the queue. A client sees a first token `latency` later than
+    the scheduler, and `crowd` more for each request in flight, which measurements are held against. `kernels` maps an
+    operation to the name of the kernel used, which picks the `Fit`.
     """
 
     name: str
@@ -43,3 +47,7 @@ class Framework:
     latency: Seconds = 0.0
     crowd: Seconds = 0.0
     kernels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def overhead(self, layers: int, sequences: Numbers) -> Numbers:
+        """Seconds that a step costs beyond kernels, in a model of so many layers, with so many sequences decoding."""
+        return self.step + self.layer * layers + self.sequence * sequences

@@ -64,7 +64,7 @@ def scored(rows: Sequence[Measured], predicted: Sequence[Predicted]) -> list[Pai
     return [(row, found) for row, found in pairs if not found.reason and math.isfinite(row.ttft + row.tpot)]
 
 
-def group_of(setup: Setup) -> Hashable:
+def group_of(setup: Setup) -> tuple[str, str, str]:
     """Name the group whose rows err together."""
     return setup.model, setup.system, setup.backend
 
