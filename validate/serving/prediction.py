@@ -25,7 +25,7 @@ from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
 from .measured import Setup, throughput
-from .worlds import batching, frameworks, pool, world
+from .worlds import batching, frameworks, poll_of, pool, world
 
 DRAWS = 4
 """Routing draws of a step: rows differ by far more than draws do."""
@@ -88,7 +88,8 @@ class Predictor:
             if room.limits[0].largest < setup.isl + setup.osl:
                 return Predicted(reason="weights leave no room for the cache of one request")
             table = with_host(self._kernels(setup), framework, len(scenario.model.layers))
-            ready = Ready(pool=chosen, table=table, limits=room.limits[0], per_token=room.per_token[0])
+            limits = replace(room.limits[0], poll=poll_of(setup, framework))
+            ready = Ready(pool=chosen, table=table, limits=limits, per_token=room.per_token[0])
             return _served(setup, scenario, ready, framework)
         except MoesimError as refusal:
             return Predicted(reason=str(refusal).replace("\n", "; "))

@@ -73,6 +73,22 @@ FP8_CACHE = ("nvidia/hgx-b200", "nvidia/hgx-b300", "nvidia/gb200-nvl72", "nvidia
 """Nodes on which caches are kept in 8 bits, as TensorRT-LLM does everywhere; assumed, since files do not say it."""
 
 
+RARE_POLL = 30
+"""Decode steps between two looks at the queue in SGLang's benchmarks on Blackwell from `BUSY` requests on.
+
+A flag of the benchmark, inferred from when TTFT steps up; elsewhere the framework's own number holds.
+"""
+
+BUSY = 16
+BLACKWELL = ("b200_sxm", "b300_sxm")
+
+
+def poll_of(setup: Setup, framework: Framework) -> int:
+    """Decode steps between two looks at the queue in the benchmark that a measurement is from."""
+    rare = framework.name == "sglang" and setup.system in BLACKWELL and setup.concurrency >= BUSY
+    return RARE_POLL if rare else framework.poll
+
+
 def known_model(name: str) -> str:
     """Find a model of the zoo by its full name, or by its last part whoever packed it.
 
