@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from moesim.files.routing_traces import open_trace, write_choices
-from moesim.world.generators import skewed
+from moesim.files.routings import load_preset
+from moesim.world.generators import Limits, made, skewed
+from moesim.world.generators.law import SetLaw
 from moesim.world.tracing import Shape, describe_counts
 
 LAYERS, EXPERTS, TOPK = 61, 256, 8
@@ -54,6 +56,17 @@ def test_a_search_draws_its_totals(benchmark):
     totals = np.geomspace(100, 30_000, 24).astype(int)
     drawn = benchmark(lambda: [routing.draw(np.array([total]), 0, rng()).sum() for total in totals])
     assert drawn == (totals * 8 * TOPK).tolist()
+
+
+def test_the_deepseek_preset_is_made(benchmark, monkeypatch):
+    """58 layers of DeepSeek-V3, each expert's share right to 1e-4: 100 ms of CPU."""
+    tried = []
+    inclusion = SetLaw.inclusion
+    monkeypatch.setattr(SetLaw, "inclusion", lambda law: tried.append(law) or inclusion(law))
+    limits = Limits(experts=EXPERTS, topk=TOPK, groups=8, group_topk=4)
+    routing = benchmark.pedantic(made, args=(load_preset("deepseek").recipe, 58, limits), rounds=1)
+    assert routing.layers == 58
+    assert len(tried) <= 6
 
 
 def test_a_trace_is_described(benchmark, tmp_path):

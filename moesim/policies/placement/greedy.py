@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heapreplace
 from typing import ClassVar
 
 import numpy as np
@@ -106,14 +108,22 @@ def packed(load: Float[np.ndarray, "layer item"], packs: int) -> Int[np.ndarray,
     room = items // packs
     if room == 1:
         return np.tile(np.arange(items), (layers, 1))
-    weight = np.zeros((layers, packs))  # infinite once full, so that the lightest is always one with room
-    filled = np.zeros((layers, packs), dtype=int)
-    item_of_place = np.empty((layers, items), dtype=int)
-    row = np.arange(layers)
-    for item in np.argsort(-load, axis=1, kind="stable").T:
-        pack = np.argmin(weight, axis=1)
-        place = filled[row, pack]
-        item_of_place[row, pack * room + place] = item
-        filled[row, pack] = place + 1
-        weight[row, pack] = np.where(place + 1 == room, np.inf, weight[row, pack] + load[row, item])
-    return item_of_place
+    order = np.argsort(-load, axis=1, kind="stable")
+    pack = np.array([_packs_in_turn(row, packs, room) for row in np.take_along_axis(load, order, axis=1).tolist()])
+    return np.take_along_axis(order, np.argsort(pack, axis=1, kind="stable"), axis=1)
+
+
+def _packs_in_turn(load: Sequence[float], packs: int, room: int) -> list[int]:
+    """Name the pack of each item in turn: the lightest with room, and of equally light ones the first."""
+    lightest = [(0.0, pack) for pack in range(packs)]  # a heap, as sorted
+    filled = [0] * packs
+    taken = []
+    for item in load:
+        weight, pack = lightest[0]
+        taken.append(pack)
+        filled[pack] += 1
+        if filled[pack] < room:
+            heapreplace(lightest, (weight + item, pack))
+        else:
+            heappop(lightest)
+    return taken

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from moesim.ground.errors import Fault, WorkloadError
 from moesim.ground.roots import crossing
+from moesim.world.generators.choosing import Limits
 from moesim.world.generators.law import SetLaw
 from moesim.world.generators.recipe import Recipe
 
@@ -23,6 +24,10 @@ _MOST = 1 - 1e-9
 
 _GOOD_ENOUGH = 1e-3
 """Relative error of a share beyond which the weights sought are taken not to exist."""
+
+_IN_COMMON = 0.6
+"""Part of a group's common step that is taken: with 4 of 8 groups, few enough steps for a share right to 1e-4 are 4; at
+0.4 they are 8, at 1.0 they overshoot."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for the cached shares
@@ -144,8 +149,8 @@ def with_shares(
     """Find the weights whose law gives these shares, by raising what comes out too low.
 
     One step multiplies a weight by the geometric mean of the ratio wanted / found of its chance and of its odds: the
-    first alone creeps, the second alone overshoots. Where limits on groups make whole groups rise together, steps
-    shrink.
+    first alone creeps, the second alone overshoots. Under limits on groups, whole groups rise together: what a group's
+    experts have in common in a step is taken in part only. Where that is still too far, steps shrink.
 
     A share above 1 / topk counts as almost that: no token has an expert twice.
 
@@ -191,7 +196,16 @@ def _off(law: SetLaw, wanted: Float[np.ndarray, "layer expert"]) -> tuple[float,
     """Tell the largest relative error of a chance, and by what to multiply the weights."""
     found = np.minimum(law.inclusion(), _MOST)
     ratio = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0)
-    return float(np.abs(ratio - 1).max()), ratio * np.sqrt((1 - found) / (1 - wanted))
+    return float(np.abs(ratio - 1).max()), _eased(ratio * np.sqrt((1 - found) / (1 - wanted)), law.limits)
+
+
+def _eased(step: Float[np.ndarray, "layer expert"], limits: Limits) -> Float[np.ndarray, "layer expert"]:
+    """Take less of what all experts of a group have in common, where a token sees few groups."""
+    if limits.unlimited:
+        return step
+    by_group = np.log(step).reshape(len(step), limits.groups, -1)
+    common = by_group.mean(axis=-1, keepdims=True)
+    return np.asarray(np.exp(by_group - (1 - _IN_COMMON) * common).reshape(step.shape))
 
 
 def capped(chance: Float[np.ndarray, "*of expert"]) -> Float[np.ndarray, "*of expert"]:
