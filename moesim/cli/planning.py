@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moesim.cli.codes import MET, MISSED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesim.files.journal import Journal
+    from moesim.search.resuming import Arrays
+    from moesim.search.study import Study
 
 
 def optimize(
     scenario: Path, /, *, out: Path | None = None, seed: int = 0, resume: bool = False, json: bool = False
 ) -> int:
     """Rank every plan of a scenario's space, show the best, and keep all of it in a run folder.
+
+    Where the scenario has a section `buy`, find the cheapest purchase that meets its targets at peak, too.
 
     Parameters
     ----------
@@ -38,6 +48,8 @@ def optimize(
     kept = journal.read() if resume else []
     if kept:
         print(f"Going on from {sum(len(turn['rows']) for turn in kept):,} layouts timed before.", file=sys.stderr)
+    if study.buy is not None:
+        return _buy(study, folder, seed, json, journal, kept)
     with bar("searching") as progress:
         ranking = search(
             study.scenario,
@@ -57,6 +69,27 @@ def optimize(
         show_ranking(study.scenario.name, ranking)
         print(f"Kept in {folder}: report.html, trace.json, scenario.yaml, plans, tables")
     return MET if ranking.meets else MISSED
+
+
+def _buy(study: Study, folder: Path, seed: int, json: bool, journal: Journal, kept: Sequence[Arrays]) -> int:
+    """Find what to buy, show it with the search it rests on, and keep both."""
+    from moesim.cli.runs import keep
+    from moesim.search.purchasing import purchase
+    from moesim.views.progress import bar
+    from moesim.views.purchase import purchase_dict, show_purchase
+    from moesim.views.ranking import ranking_json, show_ranking
+
+    with bar("buying") as progress:
+        found = purchase(study, seed=seed, progress=progress, journal=journal, kept=kept)
+    keep(study, found.ranking, seed, folder, found)
+    journal.drop()
+    if json:
+        print(ranking_json(found.ranking, {"purchase": purchase_dict(found)}))
+    else:
+        show_ranking(f"{study.scenario.name}, at peak", found.ranking)
+        show_purchase(found)
+        print(f"Kept in {folder}: report.html, trace.json, scenario.yaml, plans, tables")
+    return MET if found.good else MISSED
 
 
 def estimate(scenario: Path, plan: Path, /, *, seed: int = 0, json: bool = False) -> int:

@@ -9,6 +9,7 @@ from moesim.cli.codes import MET
 
 if TYPE_CHECKING:
     from moesim.files.journal import Journal
+    from moesim.search.purchasing import Purchase
     from moesim.search.ranking import Ranking
     from moesim.search.study import Study
 
@@ -33,7 +34,7 @@ def journal_of(folder: Path, study: Study, seed: int) -> Journal:
     return Journal(folder.with_name(f".{folder.name}.journal"), question_key(study, seed))
 
 
-def keep(study: Study, ranking: Ranking, seed: int, folder: Path) -> None:
+def keep(study: Study, ranking: Ranking, seed: int, folder: Path, purchase: Purchase | None = None) -> None:
     """Write a run folder."""
     import moesim
     from moesim.files.runs import Run, write_run
@@ -41,7 +42,7 @@ def keep(study: Study, ranking: Ranking, seed: int, folder: Path) -> None:
     from moesim.views.report import report as drawn
     from moesim.views.trace import task_trace
 
-    found = answer(study, ranking, seed=seed)
+    found = answer(study, ranking, seed=seed, purchase=purchase)
     views = {"report.html": drawn(found), "trace.json": task_trace(found.tables["tasks"])}
     write_run(folder, Run(study=study, answer=found, version=moesim.__version__), views)
 

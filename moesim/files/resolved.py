@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moesim.deployments.metrics import METRICS, base_metric
+from moesim.files.buying import CHOICES
 from moesim.files.layers import KINDS
 from moesim.files.policies import policy_tree
 from moesim.files.routings import routing_tree
@@ -17,6 +18,7 @@ from moesim.files.written import UNSOURCED, Sourcing, written
 from moesim.ground.units import Source, spell
 from moesim.passes.repetition import pattern
 from moesim.plans.plan import Policy, Space
+from moesim.search.buying import Buying
 from moesim.search.study import Study
 from moesim.world.framework import Framework
 from moesim.world.hardware import MEMORY_TIERS, Hardware
@@ -34,7 +36,15 @@ def study_tree(study: Study) -> dict[str, Tree]:
         tree["frontier"] = list(study.frontier)
     if study.space is not None:
         tree["space"] = space_tree(study.space)
+    if study.buy is not None:
+        tree["buy"] = buying_tree(study.buy, _below(study.scenario.sources, "buy."))
     return tree
+
+
+def buying_tree(buying: Buying, sources: Sources) -> dict[str, Tree]:
+    """Write what a purchase must stand."""
+    sourcing = Sourcing(sources, bare=CHOICES)
+    return written(buying, sourcing) | {"sources": sourcing.section()}
 
 
 def scenario_tree(scenario: Scenario) -> dict[str, Tree]:

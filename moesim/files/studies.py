@@ -9,6 +9,7 @@ from typing import NewType
 
 from moesim.deployments.metrics import METRICS, PERCENTILES
 from moesim.files import models
+from moesim.files.buying import read_buying
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
 from moesim.files.frameworks import built_in_frameworks, load_framework, read_framework
 from moesim.files.offers import read_hardware
@@ -19,6 +20,7 @@ from moesim.files.workloads import read_workload
 from moesim.ground.errors import nearest
 from moesim.ground.units import Source
 from moesim.plans.plan import Space
+from moesim.search.buying import Buying
 from moesim.search.study import Study
 from moesim.world.framework import Framework
 from moesim.world.generators import Balanced
@@ -45,6 +47,7 @@ class _File:
     goal: _Metric = _Metric("")
     frontier: tuple[_Metric, ...] = ()
     space: Space | None = None
+    buy: Buying | None = None
 
 
 class _Sections:
@@ -70,6 +73,7 @@ class _Sections:
             (_File, "routing"): self.routing,
             (_File, "frameworks"): self.own_frameworks,
             (_File, "space"): self.space,
+            (_File, "buy"): self.buying,
             _Metric: self.metric,
         }
 
@@ -128,6 +132,12 @@ class _Sections:
         """Read the alternatives to search."""
         return read_space(tree, self.file, frameworks=self.frameworks, nodes=self.nodes)
 
+    def buying(self, tree: Tree) -> Buying:
+        """Read what a purchase must stand."""
+        found, sources = read_buying(tree, self.file)
+        self.sources.update({f"buy.{path}": source for path, source in sources.items()})
+        return found
+
     def metric(self, name: Tree) -> str:
         """Read a metric's name, with or without a percentile."""
         base, _, statistic = str(name).partition(".")
@@ -155,7 +165,7 @@ def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
     InputError
         With every fault of the file.
     """
-    priced = str(tree.get("goal")).startswith("price")
+    priced = str(tree.get("goal")).startswith("price") or "buy" in tree
     sections = _Sections(file, folder, built_in=not isinstance(tree.get("frameworks"), Mapping), priced=priced)
     found = check(_File, tree, file, readers=sections.readers(), rules={_File: _file_faults})
     scenario = Scenario(
@@ -169,9 +179,27 @@ def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
         sources=sections.sources,
     )
     usual = "price_per_token" if isinstance(found.workload, Serving) else "step"
-    return Study(scenario=scenario, space=found.space, goal=found.goal or usual, frontier=found.frontier)
+    return Study(scenario=scenario, space=found.space, goal=found.goal or usual, frontier=found.frontier, buy=found.buy)
 
 
 def _file_faults(found: _File) -> Iterator[tuple[str, str, str]]:
     if found.model.moe_layers and found.routing is None:
         yield "routing", "is missing, and the model has experts", "give one, as in `routing: {preset: deepseek}`"
+    if found.buy is not None:
+        yield from _buying_faults(found, found.buy)
+
+
+def _buying_faults(found: _File, buy: Buying) -> Iterator[tuple[str, str, str]]:
+    if isinstance(found.workload, Training):
+        yield "buy", "is for serving, and the workload is training", "leave it out; `optimize` ranks training plans"
+    elif found.workload.requests.recorded is None and found.workload.requests.arrivals.concurrency:
+        yield "buy", "needs traffic that comes by itself, and the workload is a closed loop", "give `arrivals` a `rate`"
+    if buy.own is not None and not any(offer.buy for offer in found.hardware.offers):
+        yield (
+            "buy.own",
+            "nothing on offer has a price to buy at",
+            "add `buy: {value: 35000 USD, from: KEY}` to an offer",
+        )
+    if buy.availability and not (found.failures.interval and found.failures.repair):
+        remedy = "give `failures: {interval: ..., repair: ...}`, per gpu"
+        yield "buy.availability", "rests on how often gpus fail, which is not told", remedy

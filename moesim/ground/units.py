@@ -31,6 +31,7 @@ Watts = Annotated[float, Unit("W")]
 Joules = Annotated[float, Unit("J")]
 Dollars = Annotated[float, Unit("USD")]
 DollarsPerSecond = Annotated[float, Unit("USD/s")]
+DollarsPerJoule = Annotated[float, Unit("USD/J")]
 Tokens = Annotated[float, Unit("tokens")]
 PerSecond = Annotated[float, Unit("/s")]
 
@@ -73,6 +74,7 @@ SPELLINGS: Mapping[str, Mapping[str, float]] = {
     "J": _scaled("J", _DECIMAL) | {"Wh": 3600.0, "kWh": 3.6e6},
     "USD": _DOLLARS,
     "USD/s": _with_times("USD", _DOLLARS),
+    "USD/J": {"USD/J": 1.0, "USD/kWh": 1 / 3.6e6, "USD/MWh": 1 / 3.6e9},
     "tokens": _TOKENS,
     "/s": {"/s": 1.0, "/min": 1 / 60, "/h": 1 / 3600},
 }
@@ -88,6 +90,7 @@ EXAMPLES = {
     "J": "3 kWh",
     "USD": "30000 USD",
     "USD/s": "3.50 USD/h",
+    "USD/J": "0.08 USD/kWh",
     "tokens": "2000 tokens",
     "/s": "12 /s",
 }

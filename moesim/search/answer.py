@@ -11,6 +11,7 @@ from moesim.deployments.metrics import METRICS, base_metric
 from moesim.deployments.result import Interval, Result, Verdict
 from moesim.deployments.tables import with_units
 from moesim.plans.plan import Plan
+from moesim.search.purchasing import Purchase
 from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.search.study import Study
 from moesim.world.scenario import Scenario
@@ -31,7 +32,7 @@ class Answer:
     comparison : the first plan against the runner-up; None where there is no second
     tables : tidy, units by column in ``.attrs["units"]``. ``plans`` (in order), ``frontier``, ``estimated`` (every plan
         in short), ``summary`` (metric by metric, low, mid and high), ``breakdown``, ``memory``, ``tasks`` and
-        ``simulated`` by `plan` (its rank), ``unfit``, ``sources``
+        ``simulated`` by `plan` (its rank), ``unfit``, ``sources``; of a purchase ``options``, ``money``, ``what_if``
     plans : the plans behind the first rows of the table ``plans``
     """
 
@@ -46,8 +47,8 @@ class Answer:
     plans: tuple[Plan, ...]
 
 
-def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
-    """Tabulate all there is to keep and to show of a ranking."""
+def answer(study: Study, ranking: Ranking, *, seed: int, purchase: Purchase | None = None) -> Answer:
+    """Tabulate all there is to keep and to show of a ranking, and of a purchase where one was asked for."""
     results = ranking.results
     tables = {
         "plans": ranking.plans,
@@ -61,12 +62,14 @@ def answer(study: Study, ranking: Ranking, *, seed: int) -> Answer:
         "unfit": ranking.unfit,
         "sources": source_table(study.scenario),
     }
+    if purchase is not None and purchase.chosen is not None:
+        tables |= {"options": purchase.options, "money": purchase.money, "what_if": purchase.what_if}
     return Answer(
         name=study.scenario.name,
         seed=seed,
         goal=study.goal,
         frontier=_axes(study, ranking.plans),
-        headline=tuple(headline(ranking)),
+        headline=(*(purchase.sentences() if purchase else ()), *headline(ranking)),
         certificate=ranking.certificate,
         comparison=ranking.comparison,
         tables=tables,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from moesim.ground.showing import Shown
 from moesim.plans.plan import Space
+from moesim.search.buying import Buying
 from moesim.world.scenario import Scenario
 
 
@@ -19,9 +20,11 @@ class Study(Shown):
     space : alternatives to search; None: every valid plan on the offers
     goal : the metric to optimize
     frontier : metrics to trade off against each other; empty: the goal alone
+    buy : what a purchase must stand; None: nothing is bought
     """
 
     scenario: Scenario
     space: Space | None
     goal: str
     frontier: tuple[str, ...] = ()
+    buy: Buying | None = None

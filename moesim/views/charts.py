@@ -202,3 +202,50 @@ def lines(kinds: Sequence[Dots], x: Quantity, y: Quantity, *, height: float = 32
     )
     marks = [mark for number, kind in enumerate(kinds) for mark in _dots(kind, color(number), *axes)]
     return drawing(WIDTH, height, f"{y.title} against {x.title}", [*key, *frame(*axes), *marks])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One circumstance of a tornado chart: the value now, and by name what it becomes where it changes."""
+
+    name: str
+    base: float
+    ends: tuple[tuple[str, float], ...]
+
+    @property
+    def reach(self) -> float:
+        """How far the value moves in all."""
+        values = [self.base, *(value for _, value in self.ends)]
+        return max(values) - min(values)
+
+
+def tornado(bars: Sequence[Bar], unit: Quantity) -> str:
+    """Draw how far each circumstance moves a value to either side of what it is now, the farthest on top."""
+    ordered = sorted(bars, key=lambda bar: -bar.reach)
+    values = [value for bar in ordered for value in (bar.base, *(end for _, end in bar.ends))]
+    room = (max(values) - min(values)) * 0.05 or abs(values[0]) * 0.05 or 1.0
+    scale = Scale(low=min(values) - room, high=max(values) + room, begin=190, end=WIDTH - 30)
+    bottom = 14 + 40 * len(ordered)
+    drawn = []
+    for tick in scale.ticks():
+        drawn.append(element("line", x1=scale(tick), x2=scale(tick), y1=6, y2=bottom, class_="grid"))
+        drawn.append(text(unit.show(tick), scale(tick), bottom + 16, text_anchor="middle"))
+    for number, bar in enumerate(ordered):
+        top = 14 + 40 * number
+        drawn.append(text(bar.name, 180, top + 16, text_anchor="end"))
+        drawn += _sides(bar, scale, top, unit)
+    middle = scale(ordered[0].base)
+    drawn.append(element("line", x1=middle, x2=middle, y1=6, y2=bottom, class_="limit"))
+    drawn.append(text(unit.title, (190 + WIDTH - 30) / 2, bottom + 34, text_anchor="middle", class_="title"))
+    return drawing(WIDTH, bottom + 42, f"tornado: {unit.title}", drawn)
+
+
+def _sides(bar: Bar, scale: Scale, top: float, unit: Quantity) -> list[str]:
+    """Draw each end of a bar from the value now."""
+    drawn = []
+    for number, (name, value) in enumerate(bar.ends):
+        begin, end = sorted((scale(bar.base), scale(value)))
+        words = tip(f"{bar.name} {name}: {unit.show(value)}")
+        wide = max(end - begin, 1.0)
+        drawn.append(element("rect", words, x=begin, y=top, width=wide, height=24, class_=color(number)))
+    return drawn

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -117,8 +119,11 @@ def certificate_in_words(certificate: Certificate) -> str:
     return f"{counts} {proof}" + (f" Pools were not split: {c.unsplit}." if c.unsplit else "")
 
 
-def ranking_json(ranking: Ranking) -> str:
-    """Write a ranking as JSON, SI units: plans, frontier, certificate, the first plan's tables, what did not fit."""
+def ranking_json(ranking: Ranking, also: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Write a ranking as JSON, SI units: plans, frontier, certificate, the first plan's tables, what did not fit.
+
+    `also` are further parts of the answer.
+    """
     tree: dict[str, Any] = {
         "plans": records(ranking.plans),
         "frontier": records(ranking.frontier),
@@ -129,6 +134,7 @@ def ranking_json(ranking: Ranking) -> str:
         "best": result_dict(ranking.best) if ranking.best else None,
         "simulated": [_simulated(result) for result in ranking.simulated],
         "unfit": records(ranking.unfit),
+        **also,
     }
     return json.dumps(tree, indent=2, allow_nan=False)
 

@@ -23,6 +23,7 @@ from moesim.views.page import (
     section,
     table,
 )
+from moesim.views.purchase import purchase_sections
 from moesim.views.ranking import certificate_in_words, in_words, ranked
 
 MEANINGS: Mapping[str, str] = {
@@ -50,6 +51,7 @@ def report(answer: Answer) -> str:
     parts = [_head(answer)]
     if len(plans):
         parts.append(section("Plans, best first", table(ranked(plans)), _ranking_note(answer)))
+    parts[1:1] = purchase_sections(answer.tables)
     parts += [part for section_of in shown for part in section_of(answer)]
     return document(answer.name, *parts, _definitions(answer))
 

@@ -1,0 +1,181 @@
+"""What to buy: the cheapest plan that meets every target at peak with the confidence asked for, and how sure that is.
+
+The search ranks layouts by formula at peak traffic. The first of them, and those of its frontier, are sized by trials
+(`trials`): replicas are added until few enough trials miss. The cheapest is tried again under requests and draws that
+it was not chosen by, which says how probable it is that the purchase misses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from moesim.ground.showing import Shown
+from moesim.plans.plan import Plan
+from moesim.search.buying import Buying
+from moesim.search.optimization import optimize
+from moesim.search.purchase_tables import money_table, option_table
+from moesim.search.ranking import Ranking
+from moesim.search.resuming import Arrays, Journal
+from moesim.search.sizing import TRIALS, Option, Sizer, replicas_of
+from moesim.search.study import Study
+from moesim.search.trials import with_traffic
+from moesim.search.what_if import what_if
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Serving
+
+CANDIDATES = 4
+"""Layouts that are sized."""
+
+CONFIRMED = 40
+"""Trials of the purchase that it was not chosen by."""
+
+MONTH = 365 * 86400.0 / 12
+"""Seconds in a month."""
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Purchase(Shown):
+    """What to buy.
+
+    Attributes
+    ----------
+    ranking : the search at peak traffic
+    chosen : the cheapest plan that meets the targets, spares too; None where none does
+    options : one row per layout that was sized, cheapest first; `front` where none that is as cheap is as fast
+    money : renting beside owning the purchase
+    what_if : what the purchase needs, costs and misses where a circumstance is another
+    miss : probability that the purchase misses a target at peak
+    error : standard error of that probability
+    buying : what was asked
+    """
+
+    ranking: Ranking
+    chosen: Plan | None
+    options: pd.DataFrame
+    money: pd.DataFrame
+    what_if: pd.DataFrame
+    miss: float
+    error: float
+    buying: Buying
+
+    @property
+    def good(self) -> bool:
+        """Whether there is a purchase that meets every target as surely as asked."""
+        return self.chosen is not None and self.miss <= 1 - self.buying.confidence + 1e-9
+
+    def sentences(self) -> Iterator[str]:
+        """Say what to buy, and how sure it is."""
+        if self.chosen is None:
+            yield "None of the layouts tried meets the targets at peak with the nodes on offer."
+            return
+        best = self.options.iloc[0]
+        spares = f" ({best['spares']} of them spare)" if best["spares"] else ""
+        yield f"{best['way']} {best['cluster']}{spares}: {best['replicas']} replicas of {best['layout']}."
+        yield f"A month costs {best['price'] * MONTH:,.0f} USD."
+        odds = f"{self.miss:.0%} +- {self.error:.0%}"
+        kept = "as asked" if self.good else f"more than the {1 - self.buying.confidence:.0%} that was asked for"
+        yield f"At peak it misses a target with a probability of {odds}, {kept}."
+
+
+def purchase(
+    study: Study,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda share: None,
+    journal: Journal | None = None,
+    kept: Sequence[Arrays] = (),
+) -> Purchase:
+    """Find the cheapest purchase that meets a study's targets at peak with the confidence asked for.
+
+    Parameters
+    ----------
+    study : Study
+        With `buy` and a serving workload.
+    seed : int
+        Seed of the routing draws, residuals and requests, equal for all plans.
+    progress : callable
+        Told the share done, from 0 to 1, now and then.
+    journal, kept
+        Of the search, as `optimize` has them.
+
+    Returns
+    -------
+    Purchase
+
+    Raises
+    ------
+    PlanError
+        As `optimize`.
+    """
+    assert study.buy is not None
+    peak = at_peak(study.scenario, study.buy)
+    ranking = optimize(
+        peak,
+        study.space,
+        goal=study.goal,
+        frontier=study.frontier,
+        seed=seed,
+        progress=lambda share: progress(0.3 * share),
+        journal=journal,
+        kept=kept,
+    )
+    sizer = Sizer(scenario=peak, buying=study.buy, seed=seed)
+    options = []
+    plans = candidates(ranking)
+    for number, plan in enumerate(plans, 1):
+        option = sizer.sized(plan)
+        options += [option] if option is not None else []
+        progress(0.3 + 0.4 * number / len(plans))
+    options.sort(key=lambda option: option.bill.cheapest)
+    return _bought(sizer, ranking, options, lambda share: progress(0.7 + 0.3 * share))
+
+
+def at_peak(scenario: Scenario, buying: Buying) -> Scenario:
+    """Let requests come as often as in the busiest hours at the end of the horizon."""
+    assert isinstance(scenario.workload, Serving)
+    return replace(scenario, workload=with_traffic(scenario.workload, buying.busiest))
+
+
+def candidates(ranking: Ranking) -> list[Plan]:
+    """List layouts worth sizing: the first by the goal and those of the frontier, by turns, each once."""
+    longest = max(len(ranking.chosen), len(ranking.traded))
+    turns = [plan for at in range(longest) for plans in (ranking.chosen, ranking.traded) for plan in plans[at : at + 1]]
+    found: dict[str, Plan] = {}
+    for plan in turns:
+        found.setdefault(repr([replace(pool, replicas=1) for pool in plan.pools]), plan)
+    return list(found.values())[:CANDIDATES]
+
+
+def _bought(sizer: Sizer, ranking: Ranking, options: list[Option], progress: Progress) -> Purchase:
+    """Choose the cheapest option, try it again, and ask what if."""
+    table = option_table(sizer.scenario, options)
+    if not options:
+        none = pd.DataFrame()
+        return Purchase(
+            ranking=ranking,
+            chosen=None,
+            options=table,
+            money=none,
+            what_if=none,
+            miss=1.0,
+            error=0.0,
+            buying=sizer.buying,
+        )
+    best = options[0]
+    again = best.bench.run(replicas_of(best.plan), first=TRIALS, factors=sizer.slowness(best.plan, CONFIRMED))
+    progress(0.2)
+    return Purchase(
+        ranking=ranking,
+        chosen=best.plan,
+        options=table,
+        money=money_table(best.bill, sizer.buying),
+        what_if=what_if(sizer, best, lambda share: progress(0.2 + 0.8 * share)),
+        miss=again.share,
+        error=again.error,
+        buying=sizer.buying,
+    )

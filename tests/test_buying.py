@@ -1,0 +1,172 @@
+"""Buying: money by hand, spares, trials of slow steps, and a purchase end to end."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from moesim.cli import app
+from moesim.files.buying import read_buying
+from moesim.files.resolved import buying_tree
+from moesim.files.yaml import load_study
+from moesim.ground.errors import InputError
+from moesim.plans.plan import Parallel, Plan, Pool
+from moesim.search.buying import Buying, Owning
+from moesim.search.money import bill, spares
+from moesim.search.purchasing import at_peak, purchase
+from moesim.search.sizing import Sizer, replicas_of
+from moesim.search.trials import with_traffic
+from moesim.world.scenario import Failures
+
+TREE = {
+    "name": "small",
+    "model": "mistralai/Mixtral-8x7B-v0.1",
+    "hardware": {
+        "offers": [
+            {
+                "node": "nvidia/hgx-h100",
+                "max_nodes": 12,
+                "rent": {"value": "3 USD/h", "low": "2 USD/h", "high": "4 USD/h", "from": "ours"},
+                "buy": {"value": "30000 USD", "from": "ours"},
+            }
+        ],
+        "fabric": "infiniband/rail-400g",
+        "sources": {"ours": {"kind": "assumed", "title": "a test"}},
+    },
+    "workload": {
+        "kind": "serving",
+        "requests": {
+            "arrivals": {"generator": "poisson", "rate": "20 /s"},
+            "input": {"generator": "lognormal", "mean": "1000 tokens", "cv": 0.8},
+            "output": {"generator": "lognormal", "mean": "100 tokens", "cv": 0.6},
+        },
+        "targets": {"ttft.p99": "1 s", "tpot.p99": "40 ms"},
+        "horizon": {"requests": 300, "warm_up": 30},
+    },
+    "routing": {"preset": "mixtral"},
+    "failures": {"interval": "30000 h", "repair": "24 h"},
+    "space": {"framework": ["vllm"], "parallel.pp": [1], "parallel.tp": [4, 8], "max_batch": [64]},
+    "buy": {
+        "growth": 2.0,
+        "peak": 3.0,
+        "availability": 0.99,
+        "own": {
+            "pue": {"value": 1.5, "from": "ours"},
+            "energy": {"value": "0.10 USD/kWh", "from": "ours"},
+            "residual": {"value": 0.25, "from": "ours"},
+        },
+        "sources": {"ours": {"kind": "assumed", "title": "a test"}},
+    },
+}
+
+
+def written(tmp_path, **changes):
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump({**TREE, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return load_study(written(tmp_path_factory.mktemp("buy")))
+
+
+@pytest.fixture(scope="module")
+def bought(study):
+    return purchase(study)
+
+
+def test_a_bill_worked_by_hand(study):
+    node = study.scenario.hardware.offers[0].node
+    pool = Pool(role="all", node=node.name, replicas=2, parallel=Parallel(tp=8))
+    found = bill(study.scenario, Plan(pools=(pool,), spare_nodes=1), study.buy)
+    assert found.gpus == 24
+    assert found.rent == pytest.approx(24 * 3 / 3600)
+    assert found.purchase == pytest.approx(720_000)
+    watts = 3 * (8 * node.device.power + node.power)
+    assert found.running == pytest.approx(watts * 1.5 * 0.10 / 3.6e6)
+    assert found.owned == pytest.approx(720_000 * 0.75 / study.buy.horizon + found.running)
+    assert found.breakeven * found.rent == pytest.approx(found.purchase + found.breakeven * found.running)
+
+
+def test_what_is_not_for_sale_is_rented(study):
+    pool = Pool(role="all", node="nvidia/hgx-h100", replicas=1, parallel=Parallel(tp=8))
+    found = bill(study.scenario, Plan(pools=(pool,)), replace(study.buy, own=None))
+    assert (found.way, found.cheapest) == ("rent", found.rent)
+
+
+@pytest.mark.parametrize(("availability", "extra"), [(0.0, 0), (0.8, 0), (0.9, 1), (0.99, 2)])
+def test_spares_worked_by_hand(availability, extra):
+    """Two nodes, each up 9 tenths of the time: 0.81 of it both, with a spare 0.972, with two 0.9963."""
+    assert spares(2, 1, Failures(interval=9.0, repair=1.0), availability) == extra
+
+
+def test_steps_as_slow_as_estimated_and_twice_as_slow(study):
+    sizer = Sizer(scenario=at_peak(study.scenario, study.buy), buying=study.buy, seed=0)
+    pool = Pool(role="all", node="nvidia/hgx-h100", replicas=8, parallel=Parallel(tp=8, ep=8), framework="vllm")
+    ready = sizer.ready(Plan(pools=(pool,)))
+    usual, slow = (ready.run((8,), factors=np.full(3, factor)) for factor in (1.0, 2.0))
+    assert (slow.values["tpot.p99"] > 2 * usual.values["tpot.p99"] * 0.99).all()
+    assert np.array_equal(usual.values["ttft.p99"], ready.run((8,), factors=np.ones(3)).values["ttft.p99"])
+    more = replace(ready, workload=with_traffic(ready.workload, 50.0)).run((8,), factors=np.ones(1))
+    assert more.share == 1.0  # it cannot carry that for ever
+
+
+def test_a_purchase_is_the_least_that_holds(study, bought):
+    assert bought.good
+    best = bought.options.iloc[0]
+    assert best["price"] == bought.options["price"].min()
+    assert best["spares"] == bought.chosen.spare_nodes >= 1
+    sizer = Sizer(scenario=at_peak(study.scenario, study.buy), buying=study.buy, seed=0)
+    ready, number = sizer.ready(bought.chosen), replicas_of(bought.chosen)
+    assert ready.run(number).missed.sum() <= sizer.allowed
+    if number[0] > 1:
+        assert ready.run(tuple(each - 1 for each in number)).missed.sum() > sizer.allowed
+
+
+def test_what_if_asks_both_ways(bought):
+    found = bought.what_if.set_index(["circumstance", "value"])
+    traffic = found.loc["traffic"]["price"]
+    assert traffic["x 0.5"] <= bought.options["price"].iloc[0] <= traffic["x 1.5"]
+    assert found.loc[("rent", "low end"), "price"] <= found.loc[("rent", "high end"), "price"]
+    assert set(found.index.get_level_values(0)) >= {"traffic", "prefix hits", "bandwidth between nodes", "rent"}
+
+
+def test_a_purchase_is_shown_kept_and_read_back(tmp_path, capsys, bought):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as end:
+        app(["optimize", str(written(tmp_path)), "--out", str(out), "--json"])
+    assert end.value.code == 0
+    found = json.loads(capsys.readouterr().out)["purchase"]
+    assert found["miss"] == bought.miss
+    assert found["options"][0]["price"] == pytest.approx(bought.options["price"].iloc[0])
+    page = (out / "report.html").read_text()
+    assert "What to buy" in page
+    assert "tornado" in page
+    assert load_study(out / "scenario.yaml").buy == load_study(written(tmp_path)).buy
+
+
+def test_a_section_written_in_full_reads_back_equal():
+    found, sources = read_buying(TREE["buy"], "a file")
+    assert isinstance(found.own, Owning)
+    assert read_buying(yaml.safe_load(yaml.safe_dump(buying_tree(found, sources))), "again") == (found, sources)
+    assert found.busiest == 6.0
+    assert Buying().busiest == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"buy": {"confidence": 1.0}}, "confidence"),
+        ({"buy": {"peak": 0.0}}, "peak"),
+        ({"buy": {"router": "round"}}, "no router is called `round`"),
+        ({"buy": {"own": {"pue": 1.3}}}, "1.3 has no source"),
+        ({"buy": 3}, "is not a section"),
+        ({"buy": {"availability": 0.9}, "failures": {}}, "rests on how often gpus fail"),
+    ],
+)
+def test_a_wrong_section_is_refused(tmp_path, changes, problem):
+    with pytest.raises(InputError, match=problem):
+        load_study(written(tmp_path, **changes))
