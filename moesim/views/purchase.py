@@ -27,7 +27,9 @@ def show_purchase(purchase: Purchase) -> None:
             out, purchase.options, "Layouts sized for the busiest hours, cheapest first; targets' mean over trials"
         )
         show_table(out, money_words(purchase.money), "Rent and own")
-        show_table(out, purchase.what_if, "What if: what the layout needs then, and how often it misses as bought")
+        show_table(
+            out, what_words(purchase.what_if), "What if: what the layout needs then, and how often it misses as bought"
+        )
 
 
 def money_words(money: pd.DataFrame) -> pd.DataFrame:
@@ -35,6 +37,14 @@ def money_words(money: pd.DataFrame) -> pd.DataFrame:
     values = zip(money["value"].tolist(), money["unit"].tolist(), strict=True)
     words = ["never" if math.isnan(value) else show(value, unit) for value, unit in values]
     return pd.DataFrame({"what": money["what"], "amount": words, "meaning": money["meaning"]})
+
+
+def what_words(what_if: pd.DataFrame) -> pd.DataFrame:
+    """Count gpus, and say where no number of them is enough."""
+    words = ["too few on offer" if math.isnan(gpus) else f"{gpus:.0f}" for gpus in what_if["gpus"].tolist()]
+    shown = what_if.assign(gpus=words, miss=[f"{miss:.0%}" for miss in what_if["miss"].tolist()])
+    shown.attrs = what_if.attrs
+    return shown
 
 
 def purchase_dict(purchase: Purchase) -> dict[str, Any]:
@@ -58,9 +68,8 @@ def purchase_sections(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     yield section("Rent and own", table(money_words(tables["money"])))
     what = tables["what_if"]
     note = "What the layout that was bought would need in another world, and how often it misses as it was bought."
-    missing = "A row without a price: all nodes on offer are too few."
     chart = figure(tornado(bars(what), PRICE)) if what["price"].notna().any() else ""
-    yield section("What if", chart, paragraph(f"{note} {missing}", soft=True), table(what))
+    yield section("What if", chart, paragraph(note, soft=True), table(what_words(what)))
 
 
 def bars(what_if: pd.DataFrame) -> list[Bar]:
