@@ -18,6 +18,7 @@ from moesim.search.money import bill, spares
 from moesim.search.purchasing import at_peak, purchase
 from moesim.search.sizing import Sizer, replicas_of
 from moesim.search.trials import with_traffic
+from moesim.views.purchase import bars
 from moesim.world.scenario import Failures
 
 TREE = {
@@ -131,6 +132,9 @@ def test_what_if_asks_both_ways(bought):
     traffic = found.loc["traffic"]["price"]
     assert traffic["x 0.5"] <= bought.options["price"].iloc[0] <= traffic["x 1.5"]
     assert found.loc[("rent", "low end"), "price"] <= found.loc[("rent", "high end"), "price"]
+    assert sorted(bars(bought.what_if), key=lambda bar: bar.reach)[-1].reach == pytest.approx(
+        3600 * np.ptp([*traffic, bought.options["price"].iloc[0]])
+    )
     assert set(found.index.get_level_values(0)) >= {"traffic", "prefix hits", "bandwidth between nodes", "rent"}
 
 

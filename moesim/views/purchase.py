@@ -15,7 +15,9 @@ from moesim.views.page import figure, paragraph, section, table
 from moesim.views.ranking import records
 from moesim.views.tables import console, show_table
 
-PRICE = Quantity(title="price of what the layout needs", show=lambda price: show(price, "USD/s"))
+HOUR = 3600.0
+
+PRICE = Quantity(title="price of what the layout needs", show=lambda price: f"{price:,.3g} USD/h")
 
 
 def show_purchase(purchase: Purchase) -> None:
@@ -79,6 +81,6 @@ def bars(what_if: pd.DataFrame) -> list[Bar]:
     found: dict[str, list[tuple[str, float]]] = {}
     base = 0.0
     for circumstance, value, price, change in zip(*(known[name].tolist() for name in names), strict=True):
-        found.setdefault(circumstance, []).append((value, price))
-        base = price - change
+        found.setdefault(circumstance, []).append((value, price * HOUR))
+        base = (price - change) * HOUR
     return [Bar(name=name, base=base, ends=tuple(ends)) for name, ends in found.items()]
