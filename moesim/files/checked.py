@@ -155,7 +155,7 @@ class _Reading:
 
 
 @lru_cache(maxsize=256)
-def _adapter(kind: Hashable, read_apart: frozenset[Any], only_known: bool) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable, read_apart: frozenset[Any], only_known: bool) -> Any:
     """Translate a type once for all files in which the same types and fields have readers of their own."""
     return TypeAdapter(_Edge(read_apart, only_known).of(kind))
 
@@ -202,7 +202,7 @@ class _Edge:
         return Annotated[shape, AfterValidator(self.making(kind))]
 
     def making(self, kind: type) -> Callable[[BaseModel, ValidationInfo], Any]:
-        def make(given: BaseModel, info: ValidationInfo) -> Any:
+        def make(given: BaseModel, info: Any) -> Any:
             made = kind(**{name: getattr(given, name) for name in given.model_fields_set})
             rule = _given(info).rules.get(kind)
             if rule and (broken := list(rule(made))):
@@ -220,14 +220,14 @@ def _leaf(read: Reader) -> Any:
     return Annotated[Any, PlainValidator(read)]
 
 
-def _given(info: ValidationInfo) -> _Reading:
+def _given(info: Any) -> _Reading:
     return cast(_Reading, info.context)
 
 
 def _apart(key: Any) -> Any:
     """Read with the file's own reader, whose refusal appears at its place; other files keep their faults and name."""
 
-    def read(value: Tree, info: ValidationInfo) -> Any:
+    def read(value: Tree, info: Any) -> Any:
         if value is None:
             raise _no_value()
         try:

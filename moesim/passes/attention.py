@@ -139,7 +139,7 @@ def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes,
             return ((width, heads * (kind.head_dim + gate) + cached),)
 
 
-def _latent_projections(kind: Mla, width: Column, heads: Column) -> tuple[tuple[Sizes, Sizes], ...]:
+def _latent_projections(kind: Mla, width: Sizes, heads: Sizes) -> tuple[tuple[Sizes, Sizes], ...]:
     """List the products before latent attention; the down-projections and the indexer are the same on all ranks."""
     down = kind.q_lora + kind.kv_lora + kind.rope
     if kind.indexer is not None:

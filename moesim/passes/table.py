@@ -93,7 +93,9 @@ class PoolTable:
         values = [float(value(self.variants[like], *map(int, numbers))) for like, *numbers in distinct.T]
         return np.asarray(np.array(values)[place.reshape(-1)])
 
-    def groups(self, key: Callable[[Pool], Hashable], *columns: Shaped[np.ndarray, "plan"]) -> list[Whole]:
+    def groups(
+        self, key: Callable[[Pool], Hashable], *columns: Shaped[np.ndarray, "plan"]
+    ) -> list[Int[np.ndarray, "_"]]:
         """Rows of each group of pools whose variants have one key and whose columns agree, by first appearance."""
         codes: dict[Hashable, int] = {}
         variants, place = np.unique(self.variant, return_inverse=True)

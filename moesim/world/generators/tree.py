@@ -111,7 +111,7 @@ def _power(size: int) -> int:
 
 def _joined(
     states: Sequence[State], sums: Float[np.ndarray, "row node state"], inside: bool, topk: int, group_topk: int
-) -> tuple[tuple[State, ...], Float[np.ndarray, "row half state"], Level]:
+) -> tuple[tuple[State, ...], Float[np.ndarray, "row half joined"], Level]:
     """Join nodes in pairs: their states, the weight of each, and the chances of coming apart again."""
     pairs: dict[State, list[tuple[int, int]]] = {}
     for left, (a, g) in enumerate(states):
