@@ -31,11 +31,11 @@ SHAPED := $(addprefix tests/test_, alltoall.py footprint.py gating.py lowering.p
 	routing.py schedule.py timeline.py)
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(SHAPES) $(SHAPED)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --benchmark-disable --ignore=tests/torch
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --benchmark-disable --ignore=tests/with_torch
 
 # Real torch on tiny shapes, one test at a time: each starts processes of its own.
 test-torch: $(VENV)/.torch
-	$(BIN)/python -m pytest tests/torch
+	$(BIN)/python -m pytest tests/with_torch
 
 OUT ?= measured
 calibrate: $(VENV)/.torch

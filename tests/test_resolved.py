@@ -27,6 +27,7 @@ from moesim.world.workload import Arrivals, Lengths, Requests, Serving, Target, 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 STUDIES = [path for path in EXAMPLES if "model:" in path.read_text()]
+SERVING = next(path for path in STUDIES if path.stem == "deepseek_v3_serving")
 
 
 LENGTH = Lengths(generator="constant", mean=300.0)
@@ -72,7 +73,7 @@ def test_every_example_reads_back_equal_and_writes_the_same_bytes(path, again):
 
 
 def test_nothing_shipped_is_looked_up(again, monkeypatch):
-    study = load_study(STUDIES[0])
+    study = load_study(SERVING)
     text = dump_study(study)
     for module, name in (
         (models, "read"),
@@ -114,7 +115,7 @@ def test_what_was_calibrated_is_kept(again):
     """Fits with their own sources, interference with its sources, and nothing of the prior sources lost."""
     run = Source(kind="fitted", title="our calibration", raw="samples.csv")
     fit = Fit(form="gemm", params={"peak": 9.1e13}, shared=0.02, point=0.05, box={"m": (1.0, 8192.0)}, source=run)
-    study = load_study(STUDIES[0])
+    study = load_study(SERVING)
     offer = study.scenario.hardware.offers[0]
     device = replace(offer.node.device, fits={"gemm/bf16/mine": fit}, interference={"compute": {"collective": 0.1}})
     own = replace(offer, node=replace(offer.node, device=device))
@@ -220,14 +221,14 @@ def test_any_space_reads_back_equal(degrees, eps):
 
 
 def test_a_written_out_part_may_stand_beside_named_ones(again):
-    text = STUDIES[0].read_text()
+    text = SERVING.read_text()
     fabric = "fabric: [{name: rail, ranks: {value: 512, from: me}, bandwidth: {value: 50 GB/s, from: me}, "
     fabric += "latency: {value: 5 us, from: me}}]\n  sources:\n    me: {kind: assumed, title: mine}"
     inline = text.replace("fabric: infiniband/rail-400g\n  sources:", fabric)
     scenario = again(inline).scenario
     assert [tier.ranks for tier in scenario.hardware.fabric] == [512]
     assert scenario.sources["hardware.fabric.rail.latency"].title == "mine"
-    assert scenario.hardware.offers == load_scenario(STUDIES[0]).hardware.offers
+    assert scenario.hardware.offers == load_scenario(SERVING).hardware.offers
 
 
 @pytest.mark.parametrize(
@@ -244,14 +245,14 @@ def test_a_written_out_part_may_stand_beside_named_ones(again):
     ],
 )  # fmt: skip
 def test_faults_inside_are_told_by_their_place(before, after, message, again):
-    text = dump_study(load_study(STUDIES[0]))
+    text = dump_study(load_study(SERVING))
     assert before in text
     with pytest.raises(InputError, match=message):
         again(text.replace(before, after, 1))
 
 
 def test_a_framework_that_is_no_section_is_refused(again):
-    text = dump_study(load_study(STUDIES[0]))
+    text = dump_study(load_study(SERVING))
     head, _, _ = text.partition("frameworks:")
     with pytest.raises(InputError, match=r"frameworks\.vllm: 'fast' is not a section; write its fields"):
         again(head + "frameworks: {vllm: fast}\n")

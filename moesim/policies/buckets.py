@@ -70,8 +70,8 @@ def padded(sizes: Int[np.ndarray, "size"], weight: Float[np.ndarray, "size"], bu
 
     Examples
     --------
-    >>> padded(np.array([1, 2, 8]), np.ones(3), (2, 8))
-    0.08333333333333333
+    >>> round(padded(np.array([1, 2, 8]), np.ones(3), (2, 8)), 4)
+    0.0833
     """
     run_at = np.array(buckets)[np.searchsorted(buckets, sizes)]
     return float(1 - (weight * sizes).sum() / (weight * run_at).sum())
