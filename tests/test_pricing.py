@@ -233,6 +233,19 @@ def test_the_weakest_source_counts():
     assert sorted(grounds(mixed, base, FABRIC).fits) == ["elementwise", "send/rail"]
 
 
+def test_a_pass_over_memory_with_a_fit_of_its_own_is_priced_by_it_and_others_are_not():
+    base = with_fits(
+        H200,
+        {
+            "elementwise": fit("elementwise", launch=1.0, bandwidth=1.0),
+            "elementwise/bf16/pack": fit("elementwise", launch=5.0, bandwidth=0.5),
+        },
+    )
+    given = schedule(*(Elementwise(traffic=one(2), kernel=kernel) for kernel in ("pack", "unpack", "default")))
+    assert [float(each[0]) for each in price(given, base, FABRIC).duration] == [9.0, 3.0, 3.0]
+    assert sorted(grounds(given, base, FABRIC).fits) == ["elementwise", "elementwise/bf16/pack"]
+
+
 def test_inputs_outside_their_calibrated_box_are_named_once():
     boxed = replace(fit("gemm", tail=0.1), box={"m": (16, 4096), "n": (64, 8192)})
     base = with_fits(H200, {"gemm/bf16": boxed})

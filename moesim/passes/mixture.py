@@ -37,7 +37,7 @@ def add_mixture(
     """
     chain.add("norm", Elementwise(traffic=tokens * dim * NORM_PASSES * ACTIVATION))
     chain.add("gate", Gemm(m=tokens, n=column([moe.experts]), k=column([dim]), dtype="bf16"))
-    chain.add("gate", Elementwise(traffic=tokens * (moe.experts * GATE_SCORE + moe.topk * GATE_TRAFFIC)))
+    chain.add("gate", Elementwise(traffic=tokens * (moe.experts * GATE_SCORE + moe.topk * GATE_TRAFFIC), kernel="gate"))
     if moe.shared_width:
         width = moe.shared_width / (cols.tp if replicated else np.ones_like(cols.tp))
         _add_network(chain, "shared", dim, width, cols, tokens, gated=moe.gated)
@@ -68,7 +68,7 @@ def _add_network(chain: Chain, name: str, dim: int, width: Sizes, cols: Columns,
     weights = cols.formats["dense"]
     inner = width * (matrices(gated=gated) - 1)
     chain.add(name, Gemm(m=tokens, n=inner, k=column([dim]), dtype=weights))
-    chain.add(name, Elementwise(traffic=tokens * (inner + width) * ACTIVATION))
+    chain.add(name, Elementwise(traffic=tokens * (inner + width) * ACTIVATION, kernel="activation"))
     chain.add(name, Gemm(m=tokens, n=column([dim]), k=width, dtype=weights))
 
 
@@ -80,18 +80,21 @@ def _add_projection(chain: Chain, name: str, inner: int, outer: int, cols: Colum
 def _add_pack(chain: Chain, moe: Moe, cols: Columns, sized: Mixture, tokens: Sizes) -> None:
     """Append the reorder: a gather of the rows, or a product with the dispatch mask where gating builds one."""
     if not np.any(sized.mask > 0):
-        chain.add("pack", Elementwise(traffic=(tokens + sized.packed) * moe.input_dim * ACTIVATION))
+        chain.add("pack", Elementwise(traffic=(tokens + sized.packed) * moe.input_dim * ACTIVATION, kernel="pack"))
         return
-    chain.add("pack", Elementwise(traffic=sized.mask * MASK))
+    chain.add("pack", Elementwise(traffic=sized.mask * MASK, kernel="mask"))
     chain.add("pack", Gemm(m=sized.packed, n=column([moe.input_dim]), k=tokens, dtype=_mask_format(cols)))
 
 
 def _add_unpack(chain: Chain, moe: Moe, cols: Columns, sized: Mixture, tokens: Sizes) -> None:
     """Append the reorder back: a weighted sum of each token's rows, or a product with the combine mask."""
     if not np.any(sized.mask > 0):
-        chain.add("unpack", Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION))
+        chain.add(
+            "unpack",
+            Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION, kernel="unpack"),
+        )
         return
-    chain.add("unpack", Elementwise(traffic=sized.mask * MASK))
+    chain.add("unpack", Elementwise(traffic=sized.mask * MASK, kernel="mask"))
     chain.add("unpack", Gemm(m=tokens, n=column([moe.input_dim]), k=sized.packed, dtype=_mask_format(cols)))
 
 
@@ -114,5 +117,5 @@ def _add_experts(chain: Chain, moe: Moe, cols: Columns, sized: Mixture) -> None:
     rows = sized.rows.sum(axis=0)
     active, outer = sized.active, column([moe.input_dim])
     chain.add("experts", Grouped(rows=sized.rows, n=inner, k=outer, dtype=weights, active=active))
-    chain.add("experts", Elementwise(traffic=rows * (inner + width) * ACTIVATION))
+    chain.add("experts", Elementwise(traffic=rows * (inner + width) * ACTIVATION, kernel="activation"))
     chain.add("experts", Grouped(rows=sized.rows, n=outer, k=width, dtype=weights, active=active))

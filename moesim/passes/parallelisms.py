@@ -72,9 +72,9 @@ def expert_layer(
     if gathered > 1:
         ranks = np.array([float(gathered)])
         chain.add("reduce", Reduce(size=np.array([weights]), form="all_gather", ranks=ranks, tier=tier), stream="side")
-    packed = Elementwise(traffic=np.array([2.0 * capacity * moe.experts * moe.input_dim * element]))
+    traffic = np.array([2.0 * capacity * moe.experts * moe.input_dim * element])
     chain.tail = ()
-    chain.add("pack", packed)
+    chain.add("pack", Elementwise(traffic=traffic, kernel="pack"))
     there, back = _exchanges(moe, node, fabric, gpus, capacity, r, alltoall, element)
     for phase in there:
         chain.add("dispatch", phase.op, stream=phase.stream, group=phase.group)
@@ -85,11 +85,11 @@ def expert_layer(
     inner = width * (matrices(gated=moe.gated) - 1)
     dim = np.array([float(moe.input_dim)])
     chain.add("experts", Grouped(rows=rows, n=inner, k=dim, dtype=dtype))
-    chain.add("experts", Elementwise(traffic=rows.sum(axis=0) * (inner + width) * element))
+    chain.add("experts", Elementwise(traffic=rows.sum(axis=0) * (inner + width) * element, kernel="activation"))
     chain.add("experts", Grouped(rows=rows, n=dim, k=width, dtype=dtype))
     for phase in back:
         chain.add("combine", phase.op, stream=phase.stream, group=phase.group)
-    chain.add("unpack", packed)
+    chain.add("unpack", Elementwise(traffic=traffic, kernel="unpack"))
     return chunked(chain.schedule(), degree)
 
 

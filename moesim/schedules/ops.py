@@ -104,9 +104,14 @@ class Attend:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Elementwise:
-    """A pass over memory: norm, residual, gather, scatter; `traffic` is bytes read plus written."""
+    """A pass over memory: norm, residual, gather, scatter; `traffic` is bytes read plus written.
+
+    `kernel` names what is known to differ in speed where a device was calibrated for it: gate (scores to choices), pack
+    and unpack (rows to experts and back), mask (of dense dispatch), activation. Others are ``default``.
+    """
 
     traffic: Rows
+    kernel: str = "default"
 
     def split(self, parts: int) -> tuple[Elementwise, ...]:
         """Cut the traffic."""

@@ -183,12 +183,18 @@ def _load_attention(op: Attend, machine: Machine) -> tuple[Time, ...]:
     return attention_loads(op, params=_attention_fit(op, machine).params)
 
 
+def _elementwise_fits(op: Elementwise, machine: Machine) -> Mapping[str, Fit]:
+    own = f"elementwise/bf16/{op.kernel}"
+    key = own if own in machine.device.fits else "elementwise"
+    return {key: machine.kernel("elementwise", kernel=op.kernel)}
+
+
 def _price_elementwise(op: Elementwise, machine: Machine) -> tuple[Time, Demand]:
-    return elementwise(op.traffic, params=machine.kernel("elementwise").params), NOTHING
+    return elementwise(op.traffic, params=machine.kernel("elementwise", kernel=op.kernel).params), NOTHING
 
 
 def _load_elementwise(op: Elementwise, machine: Machine) -> tuple[Time, ...]:
-    return elementwise_loads(op.traffic, params=machine.kernel("elementwise").params)
+    return elementwise_loads(op.traffic, params=machine.kernel("elementwise", kernel=op.kernel).params)
 
 
 def _price_host(op: Host, machine: Machine) -> tuple[Time, Demand]:
@@ -311,8 +317,8 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
         Elementwise: Form(
             sizes=("traffic",),
             inner=(),
-            alike=lambda op: None,
-            fits=lambda op, machine: {"elementwise": machine.kernel("elementwise")},
+            alike=lambda op: op.kernel,
+            fits=_elementwise_fits,
             price=_price_elementwise,
             loads=_load_elementwise,
         ),
