@@ -431,6 +431,19 @@ def test_static_gating_pads_every_expert_to_its_capacity() -> None:
             np.testing.assert_array_equal(task.op.rows.sum(axis=0).ravel(), 8 * 40)
 
 
+def test_every_layer_has_the_capacity_of_its_own() -> None:
+    """Two draws, from layers with a capacity of 40 and of 24 rows: each computes what its own layer allows."""
+    world = worlds.scenario(MIXTRAL, cv=0.5)
+    pool = worlds.pool(Parallel(dp=8, ep=8), gating=Policy(name="static", settings={"factor": 1.25}))
+    drawn = worlds.one_layer_draws(world, pool, TOKENS, draws=2, folded=True)
+    layers = drawn.layer_of[:, 0]
+    layout = arrange(world, pool, tokens=TOKENS, seed=0)
+    layout.capacity[layers[1]] = 24
+    schedule = lower(world, [pool], 0, [layout], [BATCHES["decode"]], [[drawn]]).schedules()[0]
+    rows = [task.op.rows for task in schedule.tasks if isinstance(task.op, Grouped)]
+    np.testing.assert_array_equal(rows[0].sum(axis=0)[0].max(axis=-1), [8 * 40, 8 * 24])
+
+
 def lower_folded(world: Scenario, pools: Sequence[Pool]) -> Schedule:
     drawn = [worlds.one_layer_draws(world, each, TOKENS, draws=2, folded=True) for each in pools]
     layouts = [arrange(world, each, tokens=TOKENS, seed=0) for each in pools]

@@ -8,8 +8,10 @@ from costs_strategies import ASSUMED, FABRIC, H200, IDEAL, fit, one, ops, time, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesim.files.profiles import load_profile
 from moesim.ground.errors import MoesimError
 from moesim.schedules.costs import forms, pricing
+from moesim.schedules.costs.fits import machine_of
 from moesim.schedules.costs.pricing import grounds, price
 from moesim.schedules.ops import (
     AllToAll,
@@ -199,6 +201,23 @@ def test_an_all_to_all_demands_the_busier_direction():
     )
     result = priced(op)
     assert {tier: float(sizes[0][0]) for tier, sizes in result.demand.items()} == {"nvlink": 3e6, "rail": 4e6}
+
+
+def test_what_goes_beyond_a_tier_of_the_network_has_crossed_it():
+    """By hand: 4 MB stay on the rail and 6 MB go on to the spine; all 10 MB leave by one card, beside NVLink's."""
+    fabric = load_profile("fabric", "infiniband/rail-400g").profile.tiers
+    rail, spine = (tier.name for tier in fabric)
+    sent = np.array([[1e6], [4e6], [6e6]])
+    op = AllToAll(
+        tiers=("nvlink", rail, spine), sent=sent, received=sent / 2, messages=np.array([[7.0], [8.0], [16.0]])
+    )
+    machine = machine_of(H200, fabric)
+    fits = {name: machine.transfer("all_to_all", name).params for name in op.tiers}
+    found = price(schedule(op), H200, fabric)
+    assert {tier: float(sizes[0][0]) for tier, sizes in found.demand.items()} == {"nvlink": 1e6, rail: 10e6, spine: 6e6}
+    on_rail = fits[rail]["launch"] + fits[rail]["latency"] + 24 * fits[rail]["per_message"]
+    on_rail += 10e6 / (fits[rail]["efficiency"] * machine.tier(rail).bandwidth)
+    assert found.duration[0][0] == pytest.approx(on_rail)
 
 
 def test_interference_comes_from_the_device():

@@ -187,7 +187,7 @@ def _plan_mixture(
     p = pool.parallel
     assert folded or not routed.alike, "unfolded schedules need the counts of every rank"
     layers = routed.layer_of[:, cell]
-    gated = _gate(pool, routed.counts[:, cell], layout.capacity[layers[0]], tokens)
+    gated = _gate(pool, routed.counts[:, cell], layout.capacity[layers], tokens)
     blocks = 1 if routed.alike else p.edp
     per_block = gated.rows.reshape(len(layers), blocks, -1, moe.experts)
     expert_of_slot = layout.expert_of_slot[layers]
@@ -215,11 +215,12 @@ def _plan_mixture(
 def _gate(
     pool: Pool,
     counts: Shaped[np.ndarray, "draw rank expert"],
-    capacity: Shaped[np.ndarray, "expert"],
+    capacity: Shaped[np.ndarray, "draw expert"],
     tokens: Float[np.ndarray, "#draw #rank"],
 ) -> Gated:
+    """Apply each draw's own layer's capacities."""
     gating: Gating = make("gating", pool.policy("gating"))
-    return gating(counts, capacity, np.broadcast_to(tokens, counts.shape[:-1]))
+    return gating(counts, capacity[:, None], np.broadcast_to(tokens, counts.shape[:-1]))
 
 
 def _exchanges(

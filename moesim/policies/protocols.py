@@ -84,7 +84,10 @@ class Gating(Protocol):
         ...
 
     def __call__(
-        self, counts: Counts, capacity: Shaped[np.ndarray, "expert"], tokens: Shaped[np.ndarray, "*#lead #rank"]
+        self,
+        counts: Counts,
+        capacity: Shaped[np.ndarray, "*#lead #rank expert"],
+        tokens: Shaped[np.ndarray, "*#lead #rank"],
     ) -> Gated:
         """Apply the capacity to counts over (rank, expert), whole numbers or means, made of so many tokens per rank."""
         ...

@@ -27,7 +27,10 @@ class Dynamic:
         return NO_LIMIT
 
     def __call__(
-        self, counts: Counts, capacity: Shaped[np.ndarray, "expert"], tokens: Shaped[np.ndarray, "*#lead #rank"]
+        self,
+        counts: Counts,
+        capacity: Shaped[np.ndarray, "*#lead #rank expert"],
+        tokens: Shaped[np.ndarray, "*#lead #rank"],
     ) -> Gated:
         """Keep every count as it is."""
         return Gated(rows=counts, kept=counts, mask=np.zeros(counts.shape[:-1]), sizes=True)

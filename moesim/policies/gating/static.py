@@ -66,7 +66,10 @@ class Static:
         return capacity(abs(self.factor), topk, experts, tokens) if self.factor else NO_LIMIT
 
     def __call__(
-        self, counts: Counts, capacity: Shaped[np.ndarray, "expert"], tokens: Shaped[np.ndarray, "*#lead #rank"]
+        self,
+        counts: Counts,
+        capacity: Shaped[np.ndarray, "*#lead #rank expert"],
+        tokens: Shaped[np.ndarray, "*#lead #rank"],
     ) -> Gated:
         """Pad every expert to its capacity on every source rank; the mask has tokens x experts x capacity elements."""
         room = np.broadcast_to(capacity, counts.shape)

@@ -32,14 +32,16 @@ def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tie
 
     max over tiers of (launch + latency + messages x per_message + moved / (efficiency x bandwidth))
 
-    Tiers move bytes side by side and both directions of a link at once, so `moved` is the larger of sent and received.
-    A tier without messages has nothing to start; a rank without any still takes the launch of the innermost tier.
+    The node's own tiers and the network move bytes side by side, and both directions of a link at once, so `moved` is
+    the larger of sent and received. What goes further than one tier of the network has crossed it (`carried`), so each
+    of them counts what leaves by the same card. A tier without messages has nothing to start; a rank without any still
+    takes the launch of the innermost tier.
 
     Functional form of docs/background/evidence.md, section 5 (DeepEP; FasterMoE's bottleneck rank, PPoPP 2022).
 
     Parameters
     ----------
-    moved, messages : per tier, bytes and messages of each rank
+    moved, messages : per tier, bytes and messages that each rank has on it, those on their way further out included
     params : per tier, launch (s), latency (s), per_message (s), efficiency
     tiers : the tiers
 
@@ -59,6 +61,28 @@ def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tie
         time = np.add(time, start, out=fitting(time, start))
         slowest = time if slowest is None else np.maximum(slowest, time, out=fitting(slowest, time))
     return np.asarray(slowest)
+
+
+def carried(size: ByTier, networked: Sequence[bool]) -> ByTier:
+    """Add to each tier of the network what goes further out: it leaves the gpu by the same card and the same leaf.
+
+    Parameters
+    ----------
+    size : per tier, from the innermost outwards, what ends there
+    networked : whether a tier is outside the node
+
+    Examples
+    --------
+    >>> carried(np.array([[8.0], [2.0], [1.0]]), (False, True, True)).ravel()  # nvlink, rail, spine
+    array([8., 3., 1.])
+    """
+    if sum(networked) < 2:
+        return size
+    found = size.copy()
+    for tier in range(len(size) - 2, -1, -1):
+        if networked[tier]:
+            found[tier] = found[tier] + found[tier + 1]
+    return found
 
 
 def all_to_all_loads(

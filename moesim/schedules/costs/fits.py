@@ -57,7 +57,7 @@ def _completed(fit: Fit, prior: Fit) -> Fit:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Machine:
-    """What ops are priced on: a device and the tiers around it, by name.
+    """What ops are priced on: a device and the tiers around it, by name; `networked` are those outside the node.
 
     `known` and `tables` remember what one pricing pass looks up again and again: fits by key, and times of one expert
     by its whole number of rows, keyed by storage format, n and k.
@@ -65,6 +65,7 @@ class Machine:
 
     device: Device
     tiers: Mapping[str, Tier]
+    networked: frozenset[str] = frozenset()
     known: dict[tuple[str, ...], Fit] = field(default_factory=dict)
     tables: dict[tuple[str, float, float], Time] = field(default_factory=dict)
 
@@ -101,4 +102,5 @@ class Machine:
 
 def machine_of(node: Node, fabric: tuple[Tier, ...]) -> Machine:
     """Gather a node's device, its tiers and the fabric's."""
-    return Machine(device=node.device, tiers=MappingProxyType({tier.name: tier for tier in (*node.tiers, *fabric)}))
+    tiers = MappingProxyType({tier.name: tier for tier in (*node.tiers, *fabric)})
+    return Machine(device=node.device, tiers=tiers, networked=frozenset(tier.name for tier in fabric))

@@ -14,6 +14,7 @@ from moesim.schedules.costs.attention import attention, attention_loads
 from moesim.schedules.costs.collectives import (
     all_to_all,
     all_to_all_loads,
+    carried,
     reduce,
     reduce_loads,
     reduce_rate,
@@ -241,10 +242,11 @@ def way(tier: str, op: Copy) -> str:
 
 
 def _price_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, Demand]:
-    moved = np.maximum(op.sent, op.received)
+    outside = [name in machine.networked for name in op.tiers]
+    moved = np.maximum(carried(op.sent, outside), carried(op.received, outside))
     time = all_to_all(
         moved,
-        op.messages,
+        carried(op.messages, outside),
         params=[machine.transfer("all_to_all", name).params for name in op.tiers],
         tiers=[machine.tier(name) for name in op.tiers],
     )
@@ -252,9 +254,10 @@ def _price_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, Demand]:
 
 
 def _load_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, ...]:
+    outside = [name in machine.networked for name in op.tiers]
     return all_to_all_loads(
-        op.sent,
-        op.received,
+        carried(op.sent, outside),
+        carried(op.received, outside),
         params=[machine.transfer("all_to_all", name).params for name in op.tiers],
         tiers=[machine.tier(name) for name in op.tiers],
     )
