@@ -8,7 +8,12 @@ from cyclopts import App
 
 from moesim.cli.codes import MET
 
-app = App(name="routing", help="Describe how tokens spread over experts.", help_format="plaintext")
+app = App(
+    name="routing",
+    help="Describe how tokens spread over experts.",
+    help_format="plaintext",
+    help_formatter="plain",
+)
 
 
 @app.command
