@@ -277,6 +277,12 @@ def test_a_missing_file_exits_with_2(inside: Callable[..., Answer]) -> None:
     assert "absent.yaml" in complained
 
 
+def test_a_place_that_cannot_be_written_exits_with_2(inside: Callable[..., Answer]) -> None:
+    code, _, complained = inside("optimize", "w.yaml", "--out", "/proc/answer", w=world())
+    assert code == 2
+    assert "No such file or directory; name another place" in complained
+
+
 ODD_MODEL = """
 name: odd
 vocab: 1000

@@ -15,10 +15,13 @@ from moesim.deployments.metrics import METRICS
 from moesim.ground.errors import PlanError
 from moesim.passes.table import table_of
 from moesim.plans.plan import Parallel, Plan, Policy, Pool, Space, misfits
+from moesim.search.answer import headline
 from moesim.search.deploying import every_number_of_replicas
+from moesim.search.finalists import standing
 from moesim.search.optimization import optimize
-from moesim.search.ranking import Ranking
+from moesim.search.ranking import Comparison, Ranking
 from moesim.search.space import enumerate_pools
+from moesim.views.ranking import certificate_in_words, in_words
 from moesim.world.attention import Linear
 from moesim.world.model import Dense, Moe
 from moesim.world.scenario import Scenario
@@ -218,6 +221,38 @@ def test_a_dense_model_has_one_way_into_its_layers() -> None:
     assert found.certificate.refused == 0
     assert found.certificate.estimated > 0
     assert found.plans["layout"].str.contains("reduce").all()
+
+
+def test_a_plan_that_misses_when_simulated_stands_behind_those_that_do_not() -> None:
+    """Loaded to the last percent, the plan that is estimated best falls behind what it is asked for."""
+    asked = worlds.SERVING.requests
+    busy = replace(asked, arrivals=replace(asked.arrivals, rate=395.0))
+    tight = world(targets=(Target(metric="ttft.p99", limit=0.1),))
+    found = optimize(replace(tight, workload=replace(tight.workload, requests=busy)), Space(axes=SMALL))
+    verdicts = [result.verdict.good for result in found.simulated]
+    assert found.good
+    assert found.certificate.overtaken == 1
+    assert verdicts == [True, True, False]
+    assert [result.plan for result in found.simulated] == list(found.chosen[:3])
+    assert found.plans["throughput"][2] > found.plans["throughput"][0]  # prices are equal
+    assert any("1 estimated better do not" in sentence for sentence in headline(found))
+    assert "better than the first but 1 that missed a target" in certificate_in_words(found.certificate)
+
+
+def test_where_all_that_were_simulated_miss_no_plan_is_good() -> None:
+    found = ranking("price_per_token")
+    missing = replace(found.simulated[0].verdict, meets={"load": False})
+    missed = tuple(replace(result, verdict=missing) for result in found.simulated)
+    assert found.good
+    assert not replace(found, simulated=missed).good
+    assert "simulated, none does" in " ".join(headline(replace(found, simulated=missed)))
+    assert standing(missed, 5).tolist() == [0, 1, 2, 3, 4]
+    assert standing((missed[0], *found.simulated[1:], missed[0]), 6).tolist() == [1, 2, 0, 3, 4, 5]
+
+
+def test_a_runner_up_that_lost_by_its_simulation_says_so() -> None:
+    lost = Comparison(metric="throughput", first=1.0, second=2.0, probability=0.4, missed="tpot.p99 = 60 ms misses")
+    assert in_words(lost) == "estimated better, but simulated tpot.p99 = 60 ms misses"
 
 
 def test_training_is_ranked_by_its_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cyclopts import App
@@ -28,11 +29,19 @@ app.command("moesim.validate.cli:app", name="validate", help="Set predictions be
 
 
 def main() -> None:
-    """Run a command; an input's fault is printed without a traceback and exits with 2."""
+    """Run a command; a fault of its input, or of a place to write to, is printed without a traceback and exits with 2."""
     from moesim.ground.errors import MoesimError
 
     try:
         sys.exit(app())
     except MoesimError as fault:
         print(f"moesim: {fault}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BAD_INPUT)
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        print(f"moesim: {fault.filename}: {fault.strerror}; name another place", file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -68,7 +68,7 @@ def optimize(
     else:
         show_ranking(study.scenario.name, ranking)
         print(f"Kept in {folder}: report.html, trace.json, scenario.yaml, plans, tables")
-    return MET if ranking.meets else MISSED
+    return MET if ranking.good else MISSED
 
 
 def _buy(study: Study, folder: Path, seed: int, json: bool, journal: Journal, kept: Sequence[Arrays]) -> int:

@@ -37,6 +37,7 @@ class Arrangements:
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)
     _distinct: dict[Hashable, Mapping[int, float]] = field(default_factory=dict)
     _counts: dict[tuple[int, int], Int[np.ndarray, "draw 1 expert"]] = field(default_factory=dict)
+    _parts: dict[tuple[int, int], Int[np.ndarray, "draw 1 expert"]] = field(default_factory=dict)
     _routed: dict[Hashable, Routed] = field(default_factory=dict)
 
     def layout(self, pool: Pool, tokens: float) -> Layout:
@@ -77,12 +78,24 @@ class Arrangements:
         return self._distinct_blocks(pool, 1.0)
 
     def _drawn(self, total: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
-        """Draw the choices of so many tokens in each sampled layer: the same for every plan that routes as many."""
+        """Draw the choices of so many tokens in each sampled layer: the same for every plan that routes as many.
+
+        Where tokens choose independently, a batch is put together from batches of powers of two, each drawn once: a
+        search asks for hundreds of sizes.
+        """
         key = (total, half)
         if key not in self._counts:
-            rng = stream(self.seed, f"routing {half} {total}")
-            self._counts[key] = self.sample.draw(np.array([total]), 0, rng)
+            bits = [1 << bit for bit in range(total.bit_length()) if total >> bit & 1]
+            parts = bits if bits and self.sample.independent else [total]
+            self._counts[key] = np.sum([self._part(part, half) for part in parts], axis=0)
         return self._counts[key]
+
+    def _part(self, tokens: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
+        key = (tokens, half)
+        if key not in self._parts:
+            rng = stream(self.seed, f"routing {half} {tokens}")
+            self._parts[key] = self.sample.draw(np.array([tokens]), 0, rng)
+        return self._parts[key]
 
     def _distinct_blocks(self, pool: Pool, tokens: float) -> Mapping[int, float]:
         key = self._place(pool)

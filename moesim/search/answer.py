@@ -92,10 +92,14 @@ def headline(ranking: Ranking) -> Iterator[str]:
         return
     best = ranking.plans.iloc[0]
     yield f"{best['cluster']}, {best['layout']}: {ranking.best.verdict.why}; bound by {ranking.best.verdict.binding}."
-    if ranking.meets:
-        yield f"{ranking.meets:,} plans carry the load and meet every target; this one is first by the goal."
-    else:
+    if not ranking.meets:
         yield "No plan carries the load and meets every target; this one misses by least."
+    elif not ranking.good:
+        yield f"{ranking.meets:,} plans meet every target by estimates, which know no queues; simulated, none does."
+    else:
+        behind = ranking.certificate.overtaken
+        but = f" of those that also do when simulated; {behind} estimated better do not" if behind else ""
+        yield f"{ranking.meets:,} plans carry the load and meet every target; this one is first by the goal{but}."
     if ranking.simulated:
         yield _under_requests([result.verdict for result in ranking.simulated])
 
@@ -103,7 +107,7 @@ def headline(ranking: Ranking) -> Iterator[str]:
 def _under_requests(verdicts: Sequence[Verdict]) -> str:
     """Say how the first plans fared when they were simulated: queues are in no formula."""
     good, first = sum(verdict.good for verdict in verdicts), verdicts[0]
-    return f"Simulated request by request: {first.why}; {good} of the first {len(verdicts)} meet every target."
+    return f"Simulated request by request: {first.why}; {good} of the {len(verdicts)} simulated meet every target."
 
 
 SIMULATED = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue")

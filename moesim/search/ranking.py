@@ -26,6 +26,7 @@ class Certificate:
     invalid : combinations left out as senseless, by reason; they are no plans
     gap : by how much the best bound of any plan that was not estimated is better than the first plan's goal, relative;
         0: proven first
+    overtaken : plans estimated better than the first that stand behind it, because they missed a target when simulated
     unsplit : why no pools that prefill and decode apart were tried; "" where they were, or the space has none
     of : what the certificate is about
     """
@@ -39,6 +40,7 @@ class Certificate:
     estimated: int
     simulated: int
     gap: float
+    overtaken: int = 0
     unsplit: str = ""
     of: str = "estimate"
 
@@ -52,17 +54,21 @@ class Comparison:
     metric : the number by which the runner-up lost: the first that differs of miss, goal and throughput
     first, second : that number of either
     probability : share of the draws of all that is uncertain in which the first ranks before the second
+    missed : the target that the second, estimated better, misses when simulated, in words; "" where its estimate lost
     """
 
     metric: str
     first: float
     second: float
     probability: float
+    missed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranking(Shown):
     """Plans in order of a goal, the frontier of several metrics, and what was left out and why.
+
+    Plans that missed a target when they were simulated stand behind those simulated that missed none.
 
     Attributes
     ----------
@@ -97,3 +103,8 @@ class Ranking(Shown):
     def best(self) -> Result | None:
         """The first plan's result; None where no plan fits."""
         return self.results[0] if self.results else None
+
+    @property
+    def good(self) -> bool:
+        """Whether the first plan meets every target by its estimate and, where it was simulated, under requests."""
+        return self.meets > 0 and (not self.simulated or self.simulated[0].verdict.good)

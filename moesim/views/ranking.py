@@ -84,6 +84,8 @@ def in_words(comparison: Comparison) -> str:
     >>> in_words(Comparison(metric="throughput", first=6500.0, second=6400.0, probability=0.75))
     'it lost by throughput, 6,400 tokens/s against 6,500 tokens/s; the first beats it in 75% of the draws'
     """
+    if comparison.missed:
+        return f"estimated better, but simulated {comparison.missed}"
     unit = METRICS[comparison.metric].unit if comparison.metric in METRICS else ""
     first, second = (
         f"{value:.1%}" if comparison.metric == "miss" else summary_cell(value, unit)
@@ -106,8 +108,9 @@ def certificate_in_words(certificate: Certificate) -> str:
     '40 plans of 10 layouts: 4 do not fit, 0 refused, 30 bounded, 6 estimated, 2 simulated'
     """
     c = certificate
+    but = f" but {c.overtaken} that missed a target when simulated" if c.overtaken else ""
     proof = (
-        f"No plan of the space is {c.of}d better than the first, nor beats the frontier."
+        f"No plan of the space is {c.of}d better than the first{but}, nor beats the frontier."
         if c.gap == 0
         else f"A plan that was not estimated may be better by up to {c.gap:.1%}."
     )

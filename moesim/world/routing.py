@@ -36,6 +36,11 @@ class Routing(Protocol):
         """Whether all layers follow one distribution up to the experts' names, so that one stands for all."""
         ...
 
+    @property
+    def independent(self) -> bool:
+        """Whether a step's tokens choose independently, so that counts of parts of a batch add up to counts of it."""
+        ...
+
     def only(self, layers: Sequence[int]) -> Routing:
         """Describe some of the layers, in that order; a layer named twice is drawn twice, independently if random."""
         ...

@@ -33,6 +33,11 @@ class Balanced:
         """One layer stands for all."""
         return True
 
+    @property
+    def independent(self) -> bool:
+        """Tokens are dealt in turn."""
+        return False
+
     def only(self, layers: Sequence[int]) -> Balanced:
         """Describe some of the layers."""
         return replace(self, layers=len(layers))

@@ -57,6 +57,11 @@ class Drifting:
         """Names drift, laws don't."""
         return self.routing.alike
 
+    @property
+    def independent(self) -> bool:
+        """As the distribution that drifts."""
+        return self.routing.independent
+
     def only(self, layers: Sequence[int]) -> Drifting:
         """Describe some of the layers."""
         numbers = tuple(self.numbers[layer] for layer in layers)
@@ -137,6 +142,11 @@ class Phased:
     def alike(self) -> bool:
         """Whether the layers are alike in every phase."""
         return all(phase.alike for phase in self.phases)
+
+    @property
+    def independent(self) -> bool:
+        """Whether tokens choose independently in every phase."""
+        return all(phase.independent for phase in self.phases)
 
     def only(self, layers: Sequence[int]) -> Phased:
         """Describe some of the layers."""

@@ -47,6 +47,11 @@ class Recorded:
         """Recorded layers differ."""
         return False
 
+    @property
+    def independent(self) -> bool:
+        """A batch of the recorded size is the record itself."""
+        return False
+
     def only(self, layers: Sequence[int]) -> Recorded:
         """Keep some of the layers."""
         return replace(self, choices=self.choices[:, list(layers)])

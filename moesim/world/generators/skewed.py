@@ -60,6 +60,11 @@ class Skewed:
         """Experts per token."""
         return self.law.topk
 
+    @property
+    def independent(self) -> bool:
+        """Every token chooses for itself."""
+        return True
+
     def only(self, layers: Sequence[int]) -> Skewed:
         """Describe some of the layers."""
         return replace(self, law=replace(self.law, weights=self.law.weights[list(layers)]), recipe=None)

@@ -61,6 +61,11 @@ class Topical:
         """Counts are alike; links may grow with depth and move no count."""
         return True
 
+    @property
+    def independent(self) -> bool:
+        """Tokens have the step's topic in common, which no draw decides."""
+        return True
+
     def only(self, layers: Sequence[int]) -> Topical:
         """Describe some of the layers."""
         rows = (np.arange(self.topics)[:, None] * self.layers + list(layers)).ravel()
