@@ -29,7 +29,7 @@ app.command("moesim.validate.cli:app", name="validate", help="Set predictions be
 
 
 def main() -> None:
-    """Run a command; a fault of its input, or of a place to write to, is printed without a traceback and exits with 2."""
+    """Run a command; a fault of its input, or of where it writes, is printed without a traceback and exits with 2."""
     from moesim.ground.errors import MoesimError
 
     try:
