@@ -22,6 +22,7 @@ app.command(
     "moesim.cli.simulating:simulate", help="Simulate one plan under its requests: percentiles, queues, goodput."
 )
 app.command("moesim.cli.runs:report", help="Draw the report of a run folder again.")
+app.command("moesim.cli.launching:launch", help="Print the commands that start a plan in a framework.")
 app.command("moesim.cli.profiles:app", name="profiles", help="List, show, draw or check hardware.")
 app.command("moesim.calibrate.cli:app", name="calibrate", help="Measure this machine and keep the raw samples.")
 app.command("moesim.cli.models:app", name="models", help="List the built-in models, show one, start a new one.")
