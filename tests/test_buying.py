@@ -15,8 +15,8 @@ from moesim.ground.errors import InputError
 from moesim.plans.plan import Parallel, Plan, Pool
 from moesim.search.buying import Buying, Owning
 from moesim.search.money import bill, spares
-from moesim.search.purchasing import at_peak, purchase
-from moesim.search.sizing import Sizer, replicas_of
+from moesim.search.purchasing import CONFIRMED, at_peak, purchase
+from moesim.search.sizing import TRIALS, Sizer, replicas_of
 from moesim.search.trials import with_traffic
 from moesim.views.purchase import bars
 from moesim.world.scenario import Failures
@@ -82,11 +82,11 @@ def bought(study):
 def test_a_bill_worked_by_hand(study):
     node = study.scenario.hardware.offers[0].node
     pool = Pool(role="all", node=node.name, replicas=2, parallel=Parallel(tp=8))
-    found = bill(study.scenario, Plan(pools=(pool,), spare_nodes=1), study.buy)
+    watts = 3 * (8 * node.device.power + node.power)
+    found = bill(study.scenario, Plan(pools=(pool,), spare_nodes=1), study.buy, power=watts)
     assert found.gpus == 24
     assert found.rent == pytest.approx(24 * 3 / 3600)
     assert found.purchase == pytest.approx(720_000)
-    watts = 3 * (8 * node.device.power + node.power)
     assert found.running == pytest.approx(watts * 1.5 * 0.10 / 3.6e6)
     assert found.owned == pytest.approx(720_000 * 0.75 / study.buy.horizon + found.running)
     assert found.breakeven * found.rent == pytest.approx(found.purchase + found.breakeven * found.running)
@@ -94,7 +94,7 @@ def test_a_bill_worked_by_hand(study):
 
 def test_what_is_not_for_sale_is_rented(study):
     pool = Pool(role="all", node="nvidia/hgx-h100", replicas=1, parallel=Parallel(tp=8))
-    found = bill(study.scenario, Plan(pools=(pool,)), replace(study.buy, own=None))
+    found = bill(study.scenario, Plan(pools=(pool,)), replace(study.buy, own=None), power=1.0)
     assert (found.way, found.cheapest) == ("rent", found.rent)
 
 
@@ -122,9 +122,13 @@ def test_a_purchase_is_the_least_that_holds(study, bought):
     assert best["spares"] == bought.chosen.spare_nodes >= 1
     sizer = Sizer(scenario=at_peak(study.scenario, study.buy), buying=study.buy, seed=0)
     ready, number = sizer.ready(bought.chosen), replicas_of(bought.chosen)
+    factors = sizer.slowness(bought.chosen, CONFIRMED)
     assert ready.run(number).missed.sum() <= sizer.allowed
+    assert ready.run(number, first=TRIALS, factors=factors).share == bought.miss <= 0.1
     if number[0] > 1:
-        assert ready.run(tuple(each - 1 for each in number)).missed.sum() > sizer.allowed
+        fewer = tuple(each - 1 for each in number)
+        trials = ready.run(fewer), ready.run(fewer, first=TRIALS, factors=factors)
+        assert trials[0].missed.sum() > sizer.allowed or trials[1].share > 0.1
 
 
 def test_what_if_asks_both_ways(bought):

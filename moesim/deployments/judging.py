@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from moesim.deployments.capacity import Capacity
-from moesim.deployments.metrics import base_metric
+from moesim.deployments.energy import draw_of
+from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.pace import slowed
 from moesim.deployments.result import Verdict
 from moesim.deployments.serving.measures import Served, latencies, rates
 from moesim.ground.units import DollarsPerSecond, show
@@ -23,21 +25,34 @@ BEHIND = 0.05
 """How far the output tokens of a window may stay behind those asked for in it before the load counts as missed."""
 
 
-def headline(scenario: Scenario, plan: Plan, room: Capacity, runs: Sequence[Served]) -> dict[str, float]:
-    """Latencies and rates, the mean over replications, and what follows from the plan; with them what was `offered`."""
+def headline(
+    scenario: Scenario, plan: Plan, room: Capacity, runs: Sequence[Served], *, factor: float = 1.0
+) -> dict[str, float]:
+    """Latencies and rates, the mean over replications, and what follows from the plan; with them what was `offered`.
+
+    Of runs that were hurried by a factor, on the clock of slow steps.
+    """
     assert isinstance(scenario.workload, Serving)
     targets = {base_metric(target.metric): target.limit for target in scenario.workload.targets}
-    limits = {name: limit for name, limit in targets.items() if name in LATENCIES}
-    each = [latencies(run) | rates(run, limits) for run in runs]
+    limits = {name: limit / factor for name, limit in targets.items() if name in LATENCIES}
+    draw = draw_of(scenario, plan)
+    each = [slowed(latencies(run) | rates(run, limits), factor) | {"power": draw.mean(run)} for run in runs]
     found = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
     gpus, price = bill(scenario, plan)
     return found | {
         "throughput_per_gpu": found["throughput"] / gpus,
         "price": price,
-        "price_per_token": price / found["throughput"] if found["throughput"] else np.inf,
+        "price_per_token": _per(price, found["throughput"]),
+        "energy_per_token": _per(found["power"], found["throughput"]),
+        "energy_per_request": _per(found["power"], found["completed"]),
         "gpus": gpus,
         "memory_headroom": float(room.memory.headroom.min()),
     }
+
+
+def _per(amount: float, rate: float) -> float:
+    """What one of a rate takes; endless where there is none."""
+    return amount / rate if rate else np.inf
 
 
 def bill(scenario: Scenario, plan: Plan) -> tuple[float, DollarsPerSecond]:
@@ -103,4 +118,5 @@ def _in_words(name: str, miss: float, targets: Sequence[Target], summary: Mappin
     if name == "load":
         return f"serves {summary['throughput']:,.0f} of the {summary['offered']:,.0f} output tokens/s asked for"
     limit = next(target.limit for target in targets if target.metric == name)
-    return f"{name} = {show(_value(summary, name), 's')} misses its limit of {show(limit, 's')}"
+    unit = METRICS[base_metric(name)].unit
+    return f"{name} = {show(_value(summary, name), unit)} misses its limit of {show(limit, unit)}"

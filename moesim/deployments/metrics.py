@@ -28,7 +28,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             unit="tokens/s",
             less_is_better=False,
             meaning="output tokens/s at full batch; in training, tokens/s",
-            simulated="output tokens/s of requests done in the measured window",
+            simulated="output tokens/s given in the measured window",
         ),
         "throughput_per_gpu": Metric(
             unit="tokens/s", less_is_better=False, meaning="throughput over all gpus paid for"
@@ -47,8 +47,21 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "itl": Metric(unit="s", less_is_better=True, meaning="gap between two output tokens of a request"),
         "e2e": Metric(unit="s", less_is_better=True, meaning="time from a request's arrival to its last token"),
-        "goodput": Metric(unit="/s", less_is_better=False, meaning="requests per second that kept every limit"),
+        "goodput": Metric(
+            unit="/s",
+            less_is_better=False,
+            meaning="requests per second that were done in the measured window and kept every limit",
+        ),
         "utilization": Metric(unit="", less_is_better=False, meaning="share of time that replicas are at work"),
+        "power": Metric(
+            unit="W", less_is_better=True, meaning="what all nodes draw on average, spares too, cooling apart"
+        ),
+        "energy_per_token": Metric(
+            unit="J/tokens", less_is_better=True, meaning="power over output tokens/s, cooling apart"
+        ),
+        "energy_per_request": Metric(
+            unit="J", less_is_better=True, meaning="power over requests served per second, cooling apart"
+        ),
         "queue": Metric(unit="requests", less_is_better=True, meaning="mean number of requests that wait"),
         "step": Metric(
             unit="s", less_is_better=True, meaning="one pass through all stages; in training, of one microbatch"
@@ -61,10 +74,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 """Definitions follow the project's metric table; every output prints them beside its numbers."""
 
-SIMULATED = frozenset({"itl", "e2e", "goodput", "utilization", "queue"})
+SIMULATED = frozenset(
+    {"itl", "e2e", "goodput", "utilization", "queue", "power", "energy_per_token", "energy_per_request"}
+)
 """Metrics that only a simulation gives."""
 
 PERCENTILES = ("mean", "p50", "p90", "p99")
+
+TIMES = ("ttft", "tpot", "itl", "e2e")
+"""Metrics of single requests or tokens, which have statistics."""
 
 
 def base_metric(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -11,11 +11,11 @@ from moesim.deployments.arrangements import Arrangements, arrangements
 from moesim.deployments.capacity import Capacity, capacity
 from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.judging import headline, judge, unfit
-from moesim.deployments.metrics import METRICS, base_metric
 from moesim.deployments.pools import DRAWS
-from moesim.deployments.result import Interval, Result, Verdict
+from moesim.deployments.result import Result, Verdict
 from moesim.deployments.serving.asked import Asked, generate
 from moesim.deployments.serving.measures import request_table, step_table
+from moesim.deployments.spread import exact, spread
 from moesim.deployments.staging import deploy, in_order
 from moesim.deployments.tables import memory_table
 from moesim.ground.errors import Fault, PlanError, PolicyError, WorkloadError
@@ -57,8 +57,9 @@ def simulate(
     Returns
     -------
     Result
-        Tables ``requests`` (one row per request), ``steps`` (one row per run of equal steps) and ``memory``; where the
-        plan does not fit, ``memory`` alone.
+        Every number of the summary with its range (`spread`): what differs between replications, and what the
+        calibrated costs may be wrong by. Tables ``requests`` (one row per request), ``steps`` (one row per run of equal
+        steps) and ``memory``; where the plan does not fit, ``memory`` alone.
 
     Raises
     ------
@@ -67,7 +68,7 @@ def simulate(
     PlanError
         The plan's pools do not make a deployment together.
     """
-    return simulate_many(scenario, [plan], seed=seed, replications=replications, progress=progress)[0]
+    return simulate_many(scenario, [plan], seed=seed, replications=replications, ranged=True, progress=progress)[0]
 
 
 def simulate_many(
@@ -77,6 +78,7 @@ def simulate_many(
     requests: int | None = None,
     seed: int = 0,
     replications: int = 1,
+    ranged: bool = False,
     progress: Progress = lambda share: None,
 ) -> list[Result]:
     """Simulate several deployments under the same requests, sharing what they have in common.
@@ -85,6 +87,8 @@ def simulate_many(
     ----------
     requests : int
         How many requests; none: the workload's horizon. The share of them that warms up stays as it is.
+    ranged : bool
+        Whether numbers get their ranges, which takes two more runs of each plan.
     """
     if not isinstance(scenario.workload, Serving):
         fault = Fault(path="kind", problem="only serving is simulated", remedy="estimate training instead")
@@ -95,7 +99,7 @@ def simulate_many(
     _check_warm_up(workload, asked[0])
     drawn = arrangements(scenario, seed=seed, draws=DRAWS)
     return [
-        _simulated(scenario, _checked(plan), asked, drawn, seed, _part(progress, number, len(plans)))
+        _simulated(scenario, _checked(plan), asked, drawn, seed, ranged, _part(progress, number, len(plans)))
         for number, plan in enumerate(plans)
     ]
 
@@ -128,7 +132,13 @@ def _checked(plan: Plan) -> Plan:
 
 
 def _simulated(
-    scenario: Scenario, plan: Plan, asked: Sequence[Asked], drawn: Arrangements, seed: int, progress: Progress
+    scenario: Scenario,
+    plan: Plan,
+    asked: Sequence[Asked],
+    drawn: Arrangements,
+    seed: int,
+    ranged: bool,
+    progress: Progress,
 ) -> Result:
     """Simulate one plan."""
     assert isinstance(scenario.workload, Serving)
@@ -142,27 +152,23 @@ def _simulated(
     except PolicyError as refusal:
         verdict = Verdict(fits=False, meets={}, binding="policy", why=str(refusal))
         return _hopeless(plan, room, source, seed, verdict)
-    runs = [deployment.serve(each, _part(progress, turn, len(asked))) for turn, each in enumerate(asked)]
+    parts = len(asked) + 2 * ranged
+    runs = [deployment.serve(each, _part(progress, turn, parts)) for turn, each in enumerate(asked)]
     summary = headline(scenario, plan, room, runs)
     tables = [ready.table for ready in deployment.pools]
+    grounds = weakest((source, *(table.source for table in tables)))
+    rest = _part(progress, parts // 2, parts // 2 + 1)
     return Result(
         plan=plan,
         seed=seed,
         verdict=judge(scenario.workload.targets, summary, runs, min(limits.largest for limits in room.limits)),
-        summary=_intervals(summary, weakest((source, *(table.source for table in tables)))),
+        summary=spread(summary, scenario, plan, room, deployment, runs, seed, grounds, rest)
+        if ranged
+        else exact(summary, grounds),
         tables={"requests": request_table(runs[0]), "steps": step_table(runs[0]), "memory": _memory(plan, room)},
-        source=weakest((source, *(table.source for table in tables))),
+        source=grounds,
         outside=tuple(sorted({name for table in tables for name in table.outside})),
     )
-
-
-def _intervals(summary: Mapping[str, float], source: SourceKind) -> dict[str, Interval]:
-    """Write headline numbers without a range."""
-    return {
-        name: Interval(low=value, mid=value, high=value, unit=METRICS[base_metric(name)].unit, source=source)
-        for name, value in summary.items()
-        if name != "offered"
-    }
 
 
 def _hopeless(plan: Plan, room: Capacity, source: SourceKind, seed: int, verdict: Verdict) -> Result:

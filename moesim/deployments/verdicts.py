@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from moesim.deployments.metrics import base_metric
+from moesim.deployments.metrics import METRICS, base_metric
 from moesim.deployments.result import Verdict
 from moesim.deployments.summary import Summary
 from moesim.ground.units import show
@@ -58,7 +58,8 @@ def miss_in_words(summary: Summary, targets: Sequence[Target], name: str, index:
         return f"carries {able:,.0f} of the {summary.offered:,.0f} output tokens/s asked for"
     limit = next(target.limit for target in targets if target.metric == name)
     value = float(summary.metrics[base_metric(name)][index])
-    return f"{name} = {show(value, 's')} misses its limit of {show(limit, 's')}"
+    unit = METRICS[base_metric(name)].unit
+    return f"{name} = {show(value, unit)} misses its limit of {show(limit, unit)}"
 
 
 def worst_miss(summary: Summary, targets: Sequence[Target]) -> Numbers:

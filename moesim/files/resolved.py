@@ -23,6 +23,7 @@ from moesim.search.study import Study
 from moesim.world.framework import Framework
 from moesim.world.hardware import MEMORY_TIERS, Hardware
 from moesim.world.model import Layer, Model
+from moesim.world.power import Power
 from moesim.world.scenario import Failures, Scenario
 from moesim.world.workload import Requests, Serving, Target, Training
 
@@ -67,6 +68,7 @@ def scenario_tree(scenario: Scenario) -> dict[str, Tree]:
         tree["routing"] = routing_tree(scenario.routing, _below(scenario.sources, "routing."))
     if scenario.failures != Failures():
         tree["failures"] = written(scenario.failures)
+    tree["power"] = power_tree(scenario.power, _below(scenario.sources, "power."))
     tree["frameworks"] = {
         name: framework_tree(framework, _below(scenario.sources, f"frameworks.{name}."))
         for name, framework in scenario.frameworks.items()
@@ -120,6 +122,12 @@ def framework_tree(framework: Framework, sources: Sources) -> dict[str, Tree]:
     """Write a framework; its own source follows from those of its numbers."""
     sourcing = Sourcing(sources)
     return written(framework, sourcing, leave_out=("source",)) | {"sources": sourcing.section()}
+
+
+def power_tree(power: Power, sources: Sources) -> dict[str, Tree]:
+    """Write what gpus draw."""
+    sourcing = Sourcing(sources)
+    return written(power, sourcing) | {"sources": sourcing.section()}
 
 
 def requests_tree(requests: Requests) -> dict[str, Tree]:

@@ -13,6 +13,7 @@ from moesim.files.buying import read_buying
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
 from moesim.files.frameworks import built_in_frameworks, load_framework, read_framework
 from moesim.files.offers import read_hardware
+from moesim.files.power import built_in_power, read_power
 from moesim.files.routings import make_routing, read_routing
 from moesim.files.spaces import read_space
 from moesim.files.trees import Tree
@@ -26,6 +27,7 @@ from moesim.world.framework import Framework
 from moesim.world.generators import Balanced
 from moesim.world.hardware import Hardware
 from moesim.world.model import Model
+from moesim.world.power import Power
 from moesim.world.routing import Routing
 from moesim.world.scenario import Failures, Scenario
 from moesim.world.workload import Serving, Training
@@ -43,6 +45,7 @@ class _File:
     workload: Serving | Training
     routing: Routing | None = None
     failures: Failures = field(default_factory=Failures)
+    power: Power | None = None
     frameworks: Mapping[str, Framework] = field(default_factory=dict)
     goal: _Metric = _Metric("")
     frontier: tuple[_Metric, ...] = ()
@@ -72,6 +75,7 @@ class _Sections:
             (_File, "workload"): lambda tree: read_workload(tree, self.file, self.folder),
             (_File, "routing"): self.routing,
             (_File, "frameworks"): self.own_frameworks,
+            (_File, "power"): self.power,
             (_File, "space"): self.space,
             (_File, "buy"): self.buying,
             _Metric: self.metric,
@@ -122,6 +126,15 @@ class _Sections:
         if not isinstance(tree, Mapping):
             raise refuse(self.file, f"{shown(tree)} is not a section", "write its fields below its name")
         return read_framework({"name": name, **tree}, self.file)
+
+    def power(self, tree: Tree) -> Power:
+        """Read what gpus draw."""
+        return self.keep_power(*read_power(tree, self.file))
+
+    def keep_power(self, power: Power, sources: Mapping[str, Source]) -> Power:
+        """Keep the sources of what gpus draw."""
+        self.sources.update({f"power.{path}": source for path, source in sources.items()})
+        return power
 
     def keep(self, framework: Framework, sources: Mapping[str, Source]) -> None:
         """Make a framework known, with the sources of its numbers."""
@@ -175,6 +188,7 @@ def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
         workload=found.workload,
         routing=found.routing or Balanced(layers=0, experts=1, topk=1),
         failures=found.failures,
+        power=found.power or sections.keep_power(*built_in_power()),
         frameworks=sections.frameworks,
         sources=sections.sources,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
+from moesim.deployments.metrics import METRICS, PERCENTILES, TIMES, base_metric
 from moesim.files.checked import Readers, Rules, check, gather, not_positive, refuse, shown
 from moesim.files.requests import load_requests
 from moesim.files.trees import Tree
@@ -144,6 +144,10 @@ def _target(metric: str, limit: Tree, file: str) -> Target:
     statistic = metric.partition(".")[2]
     if statistic and statistic not in PERCENTILES:
         raise refuse(file, f"no statistic is called `{statistic}`", nearest(statistic, PERCENTILES))
+    if statistic and base_metric(metric) not in TIMES:
+        raise refuse(
+            file, f"`{base_metric(metric)}` is one number, without statistics", f"write `{base_metric(metric)}`"
+        )
     unit = METRICS[base_metric(metric)].unit
     try:
         amount = parse(limit, unit)

@@ -110,7 +110,7 @@ def _under_requests(verdicts: Sequence[Verdict]) -> str:
     return f"Simulated request by request: {first.why}; {good} of the {len(verdicts)} simulated meet every target."
 
 
-SIMULATED = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue")
+SIMULATED = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "throughput", "goodput", "queue", "energy_per_token")
 """Metrics that only a simulation gives, or gives better."""
 
 

@@ -8,8 +8,7 @@ from math import comb, inf
 
 from moesim.ground.units import Dollars, DollarsPerSecond, Seconds, Watts
 from moesim.plans.plan import Plan
-from moesim.search.buying import Buying, Owning
-from moesim.world.hardware import Offer
+from moesim.search.buying import Buying
 from moesim.world.scenario import Failures, Scenario
 
 
@@ -22,7 +21,7 @@ class Bill:
     gpus : of all nodes
     rent : USD/s to rent them; infinite where one is not for rent
     purchase : to buy them; infinite where one is not for sale
-    running : USD/s of energy at full power, hosting and staff
+    running : USD/s of energy at what trials of peak traffic drew, hosting and staff
     owned : USD/s to own them over the horizon: what the purchase loses in value, and running
     breakeven : seconds after which renting would have cost more than buying and running, resale not counted
     """
@@ -55,33 +54,24 @@ def nodes_used(scenario: Scenario, plan: Plan) -> dict[str, int]:
     return nodes
 
 
-def bill(scenario: Scenario, plan: Plan, buying: Buying) -> Bill:
-    """Price a plan both ways."""
+def bill(scenario: Scenario, plan: Plan, buying: Buying, *, power: Watts) -> Bill:
+    """Price a plan both ways; its nodes draw so much power, spares too."""
     used = [(scenario.hardware.offer(name), nodes) for name, nodes in nodes_used(scenario, plan).items()]
     gpus = sum(nodes * offer.node.gpus for offer, nodes in used)
     rent = sum(nodes * offer.node.gpus * (offer.rent or inf) for offer, nodes in used)
     if buying.own is None:
         return Bill(gpus=gpus, rent=rent, purchase=inf, running=0.0, owned=inf, breakeven=inf)
     purchase = sum(nodes * offer.node.gpus * (offer.buy or inf) for offer, nodes in used)
-    running = sum(nodes * _running(offer, buying.own) for offer, nodes in used) + buying.own.staff
+    own = buying.own
+    running = power * own.pue * own.energy + gpus * own.hosting + own.staff
     return Bill(
         gpus=gpus,
         rent=rent,
         purchase=purchase,
         running=running,
-        owned=purchase * (1 - buying.own.residual) / buying.horizon + running if purchase < inf else inf,
+        owned=purchase * (1 - own.residual) / buying.horizon + running if purchase < inf else inf,
         breakeven=purchase / (rent - running) if running < rent < inf else inf,
     )
-
-
-def power(offer: Offer) -> Watts:
-    """What a node draws at most: its gpus and the rest of the box."""
-    return offer.node.gpus * offer.node.device.power + offer.node.power
-
-
-def _running(offer: Offer, own: Owning) -> DollarsPerSecond:
-    """USD/s of energy and hosting of one node."""
-    return power(offer) * own.pue * own.energy + offer.node.gpus * own.hosting
 
 
 def rented(bill: Bill, plan: Plan, rents: Mapping[str, DollarsPerSecond], scenario: Scenario) -> DollarsPerSecond:

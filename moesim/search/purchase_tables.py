@@ -53,7 +53,7 @@ def money_table(bill: Bill, buying: Buying) -> pd.DataFrame:
     if buying.own is not None:
         rows += [
             ("purchase", "USD", bill.purchase, "all nodes, spares too"),
-            ("running", "USD/s", bill.running, "energy at full power, hosting, staff"),
+            ("running", "USD/s", bill.running, "energy at what peak traffic draws, hosting, staff"),
             ("own", "USD/s", bill.owned, "what the purchase loses over the horizon, and running"),
             ("own over the horizon", "USD", bill.owned * buying.horizon, "what is got back is taken off"),
             ("break-even", "s", bill.breakeven, "renting has cost as much as buying and running; resale not counted"),

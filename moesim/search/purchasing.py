@@ -1,8 +1,9 @@
 """What to buy: the cheapest plan that meets every target at peak with the confidence asked for, and how sure that is.
 
 The search ranks layouts by formula at peak traffic. The first of them, and those of its frontier, are sized by trials
-(`trials`): replicas are added until few enough trials miss. The cheapest is tried again under requests and draws that
-it was not chosen by, which says how probable it is that the purchase misses.
+(`trials`): replicas are added until few enough trials miss. The cheapest is tried again, oftener, under requests and
+draws that it was not sized by, which says how probable it is that the purchase misses; where it misses too often it
+grows, and the then cheapest is tried.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from moesim.search.ranking import Ranking
 from moesim.search.resuming import Arrays, Journal
 from moesim.search.sizing import TRIALS, Option, Sizer, replicas_of
 from moesim.search.study import Study
-from moesim.search.trials import with_traffic
+from moesim.search.trials import Trials, with_traffic
 from moesim.search.what_if import what_if
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
@@ -30,7 +31,10 @@ CANDIDATES = 4
 """Layouts that are sized."""
 
 CONFIRMED = 40
-"""Trials of the purchase that it was not chosen by."""
+"""Trials of the purchase that it was not sized by."""
+
+GROWN = 12
+"""How often the cheapest may turn out to miss too often."""
 
 MONTH = 365 * 86400.0 / 12
 """Seconds in a month."""
@@ -153,9 +157,8 @@ def candidates(ranking: Ranking) -> list[Plan]:
 
 def _bought(sizer: Sizer, ranking: Ranking, options: list[Option], progress: Progress) -> Purchase:
     """Choose the cheapest option, try it again, and ask what if."""
-    table = option_table(sizer.scenario, options)
     if not options:
-        none = pd.DataFrame()
+        table = none = pd.DataFrame()
         return Purchase(
             ranking=ranking,
             chosen=None,
@@ -166,8 +169,8 @@ def _bought(sizer: Sizer, ranking: Ranking, options: list[Option], progress: Pro
             error=0.0,
             buying=sizer.buying,
         )
-    best = options[0]
-    again = best.bench.run(replicas_of(best.plan), first=TRIALS, factors=sizer.slowness(best.plan, CONFIRMED))
+    best, again = _confirmed(sizer, options)
+    table = option_table(sizer.scenario, options)
     progress(0.2)
     return Purchase(
         ranking=ranking,
@@ -179,3 +182,17 @@ def _bought(sizer: Sizer, ranking: Ranking, options: list[Option], progress: Pro
         error=again.error,
         buying=sizer.buying,
     )
+
+
+def _confirmed(sizer: Sizer, options: list[Option]) -> tuple[Option, Trials]:
+    """Try the cheapest again, and let it grow where it misses too often, until the cheapest holds; keeps the order."""
+    for turns_left in range(GROWN, -1, -1):
+        best = options[0]
+        again = best.bench.run(replicas_of(best.plan), first=TRIALS, factors=sizer.slowness(best.plan, CONFIRMED))
+        too_often = again.share > 1 - sizer.buying.confidence + 1e-9
+        grown = sizer.grown(best) if too_often and turns_left else None
+        if grown is None:
+            break
+        options[0] = grown
+        options.sort(key=lambda option: option.bill.cheapest)
+    return best, again

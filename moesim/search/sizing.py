@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.deployments.arrangements import arrangements
-from moesim.deployments.deployed import Deployments, of_role_all
-from moesim.deployments.pools import DRAWS, Estimator, estimator_of
-from moesim.deployments.ranges import drawn_ranges
+from moesim.deployments.deployed import of_role_all
+from moesim.deployments.energy import draw_of
+from moesim.deployments.pace import Factors, slowness
+from moesim.deployments.pools import DRAWS, estimator_of
 from moesim.deployments.summary import summarize
 from moesim.ground.errors import PolicyError
 from moesim.passes.table import table_of
 from moesim.plans.plan import Plan, Policy
 from moesim.search.buying import Buying
 from moesim.search.money import Bill, bill, nodes_used, spares
-from moesim.search.trials import Bench, Factors, Replicas, Trials, bench
+from moesim.search.trials import Bench, Replicas, Trials, bench
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
@@ -78,25 +79,16 @@ class Sizer:
 
     def rates(self, plan: Plan) -> tuple[float, ...]:
         """Output tokens/s that one replica of each pool can do, by formula."""
-        estimator, deployed = self._estimated(plan)
-        found = summarize(self.scenario, deployed, estimator.estimates.take(deployed.pool)).metrics["throughput"]
-        return tuple(found.tolist())
-
-    def _estimated(self, plan: Plan) -> tuple[Estimator, Deployments]:
-        """Estimate one replica of each pool by itself."""
         estimator = estimator_of(self.scenario, table_of(plan.pools), seed=self.seed)
         pools = np.arange(len(plan.pools))
         estimator.estimate(pools)
-        return estimator, of_role_all(estimator.table, pools, np.ones_like(pools))
+        deployed = of_role_all(estimator.table, pools, np.ones_like(pools))
+        found = summarize(self.scenario, deployed, estimator.estimates.take(pools)).metrics["throughput"]
+        return tuple(found.tolist())
 
     def slowness(self, plan: Plan, number: int) -> Factors:
-        """Draw how many times as long as estimated steps take: evenly spaced quantiles over the draws of residuals.
-
-        Of a plan with several pools the slower counts in every draw.
-        """
-        estimator, deployed = self._estimated(plan)
-        ranges = drawn_ranges(self.scenario, estimator, deployed)
-        factors = (ranges.drawn["step"] / estimator.estimates.step[:, np.newaxis]).max(axis=0)
+        """Draw how many times as long as estimated steps take: evenly spaced quantiles, slowest first."""
+        factors = slowness(self.scenario, plan, self.seed)
         return np.asarray(np.quantile(factors, (np.arange(number) + 0.5) / number)[::-1])
 
     def fewest(self, ready: Bench, start: Replicas) -> tuple[Replicas, Trials] | None:
@@ -109,13 +101,17 @@ class Sizer:
             return None
         replicas = start
         while replicas != most:
-            replicas = tuple(
-                min(number + max(1, number // 8), last) for number, last in zip(replicas, most, strict=True)
-            )
+            replicas = _more(replicas, most)
             trials = ready.run(replicas, allowed=self.allowed)
             if trials.missed.sum() <= self.allowed:
                 break
         return replicas, trials
+
+    def grown(self, option: Option) -> Option | None:
+        """Add replicas to an option once more; None where all that are on offer are in it."""
+        replicas = replicas_of(option.plan)
+        more = _more(replicas, self._most(option.plan, replicas))
+        return self.option(option.bench, more, option.bench.run(more)) if more != replicas else None
 
     def _fewer(self, ready: Bench, replicas: Replicas, trials: Trials) -> tuple[Replicas, Trials]:
         while max(replicas) > 1:
@@ -153,7 +149,20 @@ class Sizer:
     def option(self, ready: Bench, replicas: Replicas, trials: Trials) -> Option:
         """Write an option out with its spares and its price."""
         plan = self.with_spares(_numbered(ready.plan, replicas))
-        return Option(bench=ready, plan=plan, trials=trials, bill=bill(self.scenario, plan, self.buying))
+        resting = draw_of(self.scenario, plan).fixed - draw_of(self.scenario, replace(plan, spare_nodes=0)).fixed
+        power = float(trials.power.mean()) + resting
+        return Option(bench=ready, plan=plan, trials=trials, bill=bill(self.scenario, plan, self.buying, power=power))
+
+
+def _more(replicas: Replicas, most: Replicas) -> Replicas:
+    """Add an eighth to each pool, one replica at least, as far as there are any.
+
+    Examples
+    --------
+    >>> _more((1, 16), (4, 17))
+    (2, 17)
+    """
+    return tuple(min(number + max(1, number // 8), last) for number, last in zip(replicas, most, strict=True))
 
 
 def _numbered(plan: Plan, replicas: Replicas) -> Plan:

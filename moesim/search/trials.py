@@ -1,9 +1,8 @@
 """Trials of a layout: whether it meets its targets, with so many replicas, under so much traffic, however slow it is.
 
-A layout is made ready once. In each trial its steps take a drawn factor times as long as estimated, and the requests
-are drawn anew; the same factors and requests for every number of replicas and every layout. Slow steps are tried by
-the clock: where all steps take f times as long, all happens as it would under requests that come f times as fast, and
-takes f times as long. (What the hand-over of a cache takes is stretched with it.)
+A layout is made ready once. In each trial its steps take a drawn factor times as long as estimated (by the clock, as
+`pace` has it), and the requests are drawn anew; the same factors and requests for every number of replicas and every
+layout.
 """
 
 from __future__ import annotations
@@ -16,8 +15,10 @@ from jaxtyping import Bool, Float
 
 from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.capacity import capacity
+from moesim.deployments.energy import Draw, draw_of
 from moesim.deployments.judging import unfit
-from moesim.deployments.metrics import METRICS, base_metric
+from moesim.deployments.metrics import SIMULATED, TIMES, base_metric
+from moesim.deployments.pace import Factors, hurried, slowed
 from moesim.deployments.serving.asked import generate
 from moesim.deployments.serving.measures import Served, latencies, rates
 from moesim.deployments.staging import Deployment, deploy, in_order
@@ -26,7 +27,6 @@ from moesim.plans.plan import Plan
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving, Target
 
-Factors = Float[np.ndarray, "trial"]
 Replicas = tuple[int, ...]
 
 
@@ -40,26 +40,19 @@ def with_traffic(workload: Serving, share: float) -> Serving:
     return replace(workload, requests=replace(requests, arrivals=arrivals, recorded=recorded))
 
 
-def hurried(workload: Serving, factor: float) -> Serving:
-    """Let everything outside the machines happen so many times as fast."""
-    workload = with_traffic(workload, factor)
-    requests = workload.requests
-    arrivals = replace(requests.arrivals, period=requests.arrivals.period / factor)
-    sessions = requests.sessions and replace(requests.sessions, gap=requests.sessions.gap / factor)
-    return replace(workload, requests=replace(requests, arrivals=arrivals, sessions=sessions))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trials:
     """What came of some trials.
 
     Attributes
     ----------
-    values : each target's metric in every trial, SI
+    values : each target's metric in every trial, SI; of targets that a trial measures
+    power : what the plan drew in every trial, W
     missed : whether a trial missed a target or refused a request, or its replicas cannot carry the load
     """
 
     values: dict[str, Float[np.ndarray, "trial"]]
+    power: Float[np.ndarray, "trial"]
     missed: Bool[np.ndarray, "trial"]
 
     @property
@@ -85,6 +78,7 @@ class Bench:
     factors : how many times as long as estimated steps take in each trial, slowest first
     """
 
+    scenario: Scenario
     plan: Plan
     deployment: Deployment
     workload: Serving
@@ -104,16 +98,18 @@ class Bench:
         pools = zip(self.deployment.pools, replicas, strict=True)
         ready = tuple(replace(each, pool=replace(each.pool, replicas=number)) for each, number in pools)
         deployment = replace(self.deployment, pools=ready)
+        draw = draw_of(self.scenario, replace(self.plan, pools=tuple(each.pool for each in ready)))
         found: list[tuple[dict[str, float], bool]] = []
         for turn, factor in enumerate(self.factors if factors is None else factors):
-            asked = generate(hurried(self.workload, float(factor)), seed=self.seed, replication=first + turn)
-            values, late = _judged(deployment.serve(asked, _silent), self.workload.targets, float(factor))
+            asked = hurried(generate(self.workload, seed=self.seed, replication=first + turn), float(factor))
+            values, late = _judged(deployment.serve(asked, _silent), draw, self.workload.targets, float(factor))
             found.append((values, late or not self._carries(replicas, float(factor))))
             if 0 <= allowed < sum(missed for _, missed in found):
                 break
-        names = [target.metric for target in self.workload.targets]
+        names = [target.metric for target in self.workload.targets if measured(target.metric)]
         return Trials(
             values={name: np.array([values[name] for values, _ in found]) for name in names},
+            power=np.array([values["power"] for values, _ in found]),
             missed=np.array([missed for _, missed in found]),
         )
 
@@ -127,19 +123,20 @@ def _silent(share: float) -> None:
     """Report no progress."""
 
 
-def _judged(run: Served, targets: Sequence[Target], factor: float) -> tuple[dict[str, float], bool]:
+def measured(metric: str) -> bool:
+    """Whether a trial measures what a target limits: what is bought decides prices and gpus."""
+    return base_metric(metric) in SIMULATED.union(TIMES)
+
+
+def _judged(run: Served, draw: Draw, targets: Sequence[Target], factor: float) -> tuple[dict[str, float], bool]:
     """Hold a run against the targets, on the clock of steps that take so many times as long."""
-    found = latencies(run) | rates(run, {})
-    values = {target.metric: _value(found, target.metric, factor) for target in targets}
-    late = any(values[target.metric] > target.limit for target in targets)  # a time that no request has misses none
-    return values, late or any(run.book.refused)
-
-
-def _value(found: dict[str, float], metric: str, factor: float) -> float:
-    """A metric's value on the slower clock: times are longer, rates lower."""
-    unit = METRICS[base_metric(metric)].unit
-    value = found[metric] if metric in found else found[f"{metric}.mean"]
-    return value * factor if unit == "s" else value / factor if unit.endswith("/s") else value
+    found = slowed(latencies(run) | rates(run, {}), factor) | {"power": draw.mean(run)}
+    found["energy_per_token"] = found["power"] / max(found["throughput"], 1e-9)
+    found["energy_per_request"] = found["power"] / max(found["completed"], 1e-9)
+    held = [target for target in targets if measured(target.metric)]
+    values = {each.metric: found.get(each.metric, found.get(f"{each.metric}.mean", np.nan)) for each in held}
+    late = any(values[each.metric] > each.limit for each in held)  # a time that no request has misses none
+    return values | {"power": found["power"]}, late or any(run.book.refused)
 
 
 def bench(
@@ -158,6 +155,7 @@ def bench(
     if unfit(scenario, plan, room) is not None:
         return None
     return Bench(
+        scenario=scenario,
         plan=plan,
         deployment=deploy(scenario, plan, room, drawn),
         workload=scenario.workload,

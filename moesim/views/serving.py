@@ -10,7 +10,7 @@ from rich.console import Console
 
 from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
 from moesim.deployments.result import Result
-from moesim.views.tables import console, finite, show_table, summary_cell
+from moesim.views.tables import band, console, interval_dict, show_table, summary_cell
 
 
 def show_simulation(result: Result) -> None:
@@ -31,11 +31,20 @@ def show_simulation(result: Result) -> None:
 def _show_numbers(out: Console, result: Result) -> None:
     """Print the metrics that are one number each."""
     requests = result.tables["requests"]
-    out.print(f"  {len(requests):,} requests, {int(requests['measured'].sum()):,} of them measured")
+    measured = requests["measured"]
+    cut = int(measured.to_numpy().argmax())
+    out.print(
+        f"  {len(requests):,} requests, {int(measured.sum()):,} of them measured: the first {cut:,} warm up. Rates are"
+        " those of the window from the first measured request's arrival to the last one's."
+    )
     for name, value in result.summary.items():
         if name == base_metric(name):
             metric = METRICS[name]
-            out.print(f"  {name:18} {summary_cell(value.mid, metric.unit):>16}   {metric.simulated or metric.meaning}")
+            mid = summary_cell(value.mid, metric.unit)
+            out.print(f"  {name:18} {mid:>16}  {band(value):32}  {metric.simulated or metric.meaning}")
+    out.print(
+        "  Ranges are P10 to P90 of one such run: what replications scatter by, and what the costs may be wrong by."
+    )
 
 
 def latency_table(result: Result) -> pd.DataFrame:
@@ -44,6 +53,7 @@ def latency_table(result: Result) -> pd.DataFrame:
     rows = [
         {"metric": name}
         | {statistic: result.summary[f"{name}.{statistic}"].mid for statistic in PERCENTILES}
+        | {"P10 to P90 of p99": band(result.summary[f"{name}.p99"])}
         | {"meaning": METRICS[name].simulated or METRICS[name].meaning}
         for name in names
     ]
@@ -57,7 +67,7 @@ def simulation_json(result: Result) -> str:
     verdict = result.verdict
     tree: dict[str, Any] = {
         "verdict": {"fits": verdict.fits, "meets": dict(verdict.meets), "binding": verdict.binding, "why": verdict.why},
-        "summary": {name: finite(value.mid) for name, value in result.summary.items()},
+        "summary": {name: interval_dict(value) for name, value in result.summary.items()},
         "memory": result.tables["memory"].to_dict(orient="records"),
         "source": result.source,
         "outside": list(result.outside),

@@ -11,6 +11,7 @@ from moesim.ground.units import Bytes, Seconds, Source
 from moesim.world.framework import Framework
 from moesim.world.hardware import Hardware
 from moesim.world.model import Model
+from moesim.world.power import Power
 from moesim.world.routing import Routing
 from moesim.world.workload import Serving, Training
 
@@ -37,5 +38,6 @@ class Scenario(Shown):
     workload: Serving | Training
     routing: Routing
     failures: Failures = field(default_factory=Failures)
+    power: Power = field(default_factory=Power)
     frameworks: Mapping[str, Framework] = field(default_factory=lambda: MappingProxyType({}))
     sources: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))

@@ -2,6 +2,7 @@
 
 Measured are the requests after the first `warm_up`, in order of arrival. The window opens when the first of them comes
 and closes when the last request comes, before the deployment drains; where all come at once, when the last is done.
+Rates count what happens in the window: tokens that are given in it, and requests that are done in it.
 """
 
 from __future__ import annotations
@@ -144,23 +145,45 @@ def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
     length = closes - begins
     inside = (served.done >= begins) & (served.done <= closes)
     came = served.arrived >= begins
-    output = served.asked.output
-    good = served.measured.copy()
+    good = inside.copy()
     for name, limit in limits.items():
         values = getattr(served, name)
         good &= np.isnan(values) | (values <= limit)
     admitted = served.arrived + served.wait
     taken = np.isfinite(admitted)  # refused requests do not wait
     waited = np.clip(admitted[taken], begins, closes) - np.clip(served.arrived[taken], begins, closes)
-    start, ticks = served.log[:, 0] / PER_SECOND, served.log[:, 2] / PER_SECOND
-    busy = np.clip(start + ticks, begins, closes) - np.clip(start, begins, closes)
     return {
         "goodput": float(good.sum() / length),
-        "throughput": float(output[inside].sum() / length),
-        "offered": float(output[came].sum() / length),
-        "utilization": float(busy.sum() / length / len(served.replicas)),
+        "completed": float(inside.sum() / length),
+        "throughput": float(given(served, begins, closes).sum() / length),
+        "offered": float(served.asked.output[came].sum() / length),
+        "utilization": float(busy_shares(served).sum() / len(served.replicas)),
         "queue": float(waited.sum() / length),
     }
+
+
+def given(served: Served, begins: Seconds, closes: Seconds) -> Times:
+    """Output tokens that each request is given in a window: the first, and the others evenly up to the last."""
+    first, last = served.arrived + served.ttft, served.done
+    ever = np.isfinite(last)
+    tokens = np.zeros(len(last))
+    first, last, others = first[ever], last[ever], served.asked.output[ever] - 1
+    within = np.clip(last, begins, closes) - np.clip(first, begins, closes)
+    at_once = last == first  # one token, or all of them
+    share = np.where(at_once, (first >= begins) & (first <= closes), within / np.where(at_once, 1.0, last - first))
+    tokens[ever] = ((first >= begins) & (first <= closes)) + others * share
+    return tokens
+
+
+def busy_shares(served: Served) -> Float[np.ndarray, "replica kind"]:
+    """Share of the window that each replica is in steps that only decode, and in steps with prompts."""
+    begins, closes = served.window
+    log = served.log
+    start, ticks = log[:, 0] / PER_SECOND, log[:, 2] / PER_SECOND
+    within = np.clip(start + ticks, begins, closes) - np.clip(start, begins, closes)
+    place = 2 * log[:, 6] + (log[:, 4] > 0)
+    busy = np.bincount(place, within, minlength=2 * len(served.replicas))
+    return np.asarray(busy.reshape(-1, 2) / (closes - begins))
 
 
 def request_table(served: Served) -> pd.DataFrame:
