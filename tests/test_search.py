@@ -224,10 +224,10 @@ def test_a_dense_model_has_one_way_into_its_layers() -> None:
 
 
 def test_a_plan_that_misses_when_simulated_stands_behind_those_that_do_not() -> None:
-    """Loaded to the last percent, the plan that is estimated best falls behind what it is asked for."""
+    """Whole requests are timed by a simulation only, in which the plan that is estimated best takes too long."""
     asked = worlds.SERVING.requests
     busy = replace(asked, arrivals=replace(asked.arrivals, rate=395.0))
-    tight = world(targets=(Target(metric="ttft.p99", limit=0.1),))
+    tight = world(targets=(Target(metric="e2e.p99", limit=0.73),))
     found = optimize(replace(tight, workload=replace(tight.workload, requests=busy)), Space(axes=SMALL))
     verdicts = [result.verdict.good for result in found.simulated]
     assert found.good
