@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from moesim.ground.errors import PolicyError
 from moesim.policies.alltoall.deduplicated import Deduplicated
+from moesim.policies.alltoall.gathered import Gathered
 from moesim.policies.alltoall.linear import Linear
 from moesim.policies.alltoall.reduce import Replicated
 from moesim.policies.alltoall.two_dh import TwoDimensional
@@ -94,7 +95,7 @@ def test_all_tokens_to_one_expert_arrive_at_its_rank():
 
 
 @pytest.mark.parametrize(
-    "policy", [Linear(), TwoDimensional(), Deduplicated()], ids=lambda policy: type(policy).__name__
+    "policy", [Linear(), TwoDimensional(), Deduplicated(), Gathered()], ids=lambda policy: type(policy).__name__
 )
 @pytest.mark.parametrize("reach", [NODES, LEAVES], ids=["nodes", "leaves"])
 @given(seed=st.integers(0, 2**32 - 1), alike=st.booleans(), reverse=st.booleans())
@@ -157,9 +158,29 @@ def test_two_dh_needs_whole_nodes(ranks):
         TwoDimensional()(random_exchange(1, ranks), NODES)
 
 
+def test_gathered_sends_every_token_once_to_every_rank():
+    """By hand, 2 nodes of 4: along the rail to one other node, then what the rail holds to 3 neighbours."""
+    tokens = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    op = random_exchange(1, 8, tokens=tokens)
+    (phase,) = Gathered()(op, NODES)
+    sent, received = (side[:, 0] / op.row for side in (phase.op.sent, phase.op.received))
+    rails = np.array([8, 10, 6, 7] * 2)
+    assert np.allclose(sent, [3 * rails, tokens[0]])
+    assert np.allclose(received, [31 - rails, np.roll(tokens[0], 4)])
+    assert np.allclose(tokens[0] + received.sum(axis=0), 31)  # nothing is missing, nothing comes twice
+    assert phase.op.messages[:, 0, 0].tolist() == [3, 1]
+
+
+def test_gathered_moves_no_counts():
+    assert Gathered.everywhere
+    assert not any(policy.everywhere for policy in (Linear(), Deduplicated(), TwoDimensional(), Replicated()))
+
+
 def test_deduplicated_needs_whole_nodes():
     with pytest.raises(PolicyError, match="whole nodes of 4 gpus, not 6 ranks; use `linear`"):
         Deduplicated()(random_exchange(1, 6, distinct={1: 2.0, 4: 1.5}), NODES)
+    with pytest.raises(PolicyError, match="whole nodes of 4 gpus, not 6 ranks; use `linear`"):
+        Gathered()(random_exchange(1, 6), NODES)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_kinds_are_those_a_pool_and_a_plan_name():
 
 
 def test_names_are_file_names():
-    assert names("alltoall") == ("deduplicated", "linear", "reduce", "two_dh")
+    assert names("alltoall") == ("deduplicated", "gathered", "linear", "reduce", "two_dh")
     assert names("placement") == ("anti_correlation", "contiguous", "eplb", "exact", "greedy")
 
 

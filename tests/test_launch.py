@@ -55,7 +55,7 @@ def pools(draw: st.DrawFn, role: str, *, training: bool = False) -> Pool:
     for kind in ("placement", "gating", "overlap", "shortcut", "prefetch", "buffering"):
         policies[kind] = Policy(name=draw(st.sampled_from(names(kind))))
     policies["placement"] = Policy(name=policies["placement"].name, settings={"redundant": draw(st.integers(0, 40))})
-    policies["alltoall"] = Policy(name=draw(st.sampled_from(["reduce", "linear", "deduplicated", "two_dh"])))
+    policies["alltoall"] = Policy(name=draw(st.sampled_from(names("alltoall"))))
     buckets = draw(st.sampled_from([(), (1, 2, 4)]))
     policies["batching"] = Policy(
         name=draw(st.sampled_from(names("batching"))),

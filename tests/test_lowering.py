@@ -33,6 +33,7 @@ PARALLELISMS = {
     "dp attention, ep": (Parallel(dp=8, ep=8), "linear"),
     "dp attention, tp, ep": (Parallel(dp=4, tp=2, ep=8), "linear"),
     "ep over nodes": (Parallel(dp=16, ep=16), "deduplicated"),
+    "gathered": (Parallel(dp=8, tp=2, ep=16), "gathered"),
     "two-level": (Parallel(dp=8, tp=2, ep=16), "two_dh"),
     "etp": (Parallel(dp=8, ep=4, etp=2), "linear"),
     "edp": (Parallel(dp=8, ep=4), "linear"),
@@ -309,6 +310,14 @@ def test_a_shared_expert_is_sliced_only_where_tokens_stay_replicated(alltoall: s
     products = [task.op for task in layer_tasks(schedule, 1) if task.name == "shared" and isinstance(task.op, Gemm)]
     assert [op.n.item() for op in products] == [2 * 2048 / slices, 7168]
     assert {op.m.max() for op in products} == {TOKENS * slices}
+
+
+@pytest.mark.parametrize(("tp", "met"), [(1, 0), (8, 1)])
+def test_a_norm_over_all_heads_meets_under_tensor_parallelism(tp: int, met: int) -> None:
+    """Two sums of squares a token, fp32, added up over the group; what one rank holds needs no sum."""
+    schedule = stages("MiniMaxAI/MiniMax-M2.5", Parallel(tp=tp, ep=tp), "reduce", BATCHES["decode"])[0]
+    sums = [t.op for t in layer_tasks(schedule, 0) if isinstance(t.op, Reduce) and t.op.size.max() == 8 * TOKENS * tp]
+    assert len(sums) == met
 
 
 def cores(tasks: Sequence[Task]) -> dict[str, Attend]:

@@ -35,6 +35,9 @@ ACTIVATION = 2.0
 SCORE = 4.0
 """Bytes of an indexer's score of one token for another: fp32."""
 
+SQUARES = 8.0
+"""Bytes of a token's two sums of squares, of queries and of keys: fp32."""
+
 NORM_PASSES = 4
 """Times a residual addition with its norm crosses memory: reads result and residual, writes residual and norm."""
 
@@ -101,6 +104,8 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
     weights, cache = cols.formats["attention"], cols.formats["kv"]
     for inner, outer in _projections(kind, layer.dim, cols):
         chain.add("attention", Gemm(m=done.tokens, n=outer, k=inner, dtype=weights))
+    if isinstance(kind, Gqa) and kind.joint_norm:
+        join_group(chain, done.tokens * SQUARES, "all_reduce", cols, tiers)
     if np.any(cols.cp > 1):
         _gather_cache(chain, kind, cols, done, tiers, cache)
     seen = replace(done, context=done.context / 2.0) if isinstance(kind, Cross) else done

@@ -201,7 +201,7 @@ def _plan_mixture(
             policy, moe, pool, layout, routed, per_block, totals, expert_of_slot, tokens, gated, topology
         )
     )
-    packed = rows.sum(axis=0) if policy.replicated else gated.rows.sum(axis=-1)
+    packed = rows.sum(axis=0) if policy.replicated or policy.everywhere else gated.rows.sum(axis=-1)
     return Mixture(
         rows=fold(rows, chosen)[:, None],
         sizes=sizes,
@@ -290,7 +290,7 @@ def block_phases(
     linear: AllToAllPolicy = make("alltoall", Policy(name="linear"))
     counts = replace(dispatch, rows=np.ones_like(dispatch.rows[:, :1], dtype=float), row=SIZE_MESSAGE)
     return (
-        linear(counts, topology.reach) if counted else (),
+        linear(counts, topology.reach) if counted and not policy.everywhere else (),
         policy(dispatch, topology.reach),
         policy(replace(dispatch, row=combined_row, reverse=True), topology.reach),
     )

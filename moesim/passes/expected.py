@@ -50,13 +50,13 @@ class Expected:
         block = as_column(self.table["ep"] * self.table["etp"])
         rows = home * block * moe.topk / as_column(self.table["ep"])
         sizes, dispatch, combine = self._phases(moe, home)
-        replicated = self._policy(self.table.variants[self.table.variant[0]]).replicated
+        policy = self._policy(self.table.variants[self.table.variant[0]])
         return Mixture(
             rows=rows[None],
             sizes=sizes,
             dispatch=dispatch,
             combine=combine,
-            packed=rows if replicated else home * moe.topk,
+            packed=rows if policy.replicated or policy.everywhere else home * moe.topk,
             mask=np.zeros((1, 1, 1)),
             active=self.active[cell] / as_column(self.table["ep"]) * self._exact(),
         )

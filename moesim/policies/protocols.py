@@ -114,6 +114,11 @@ class AllToAllPolicy(Protocol):
         """Whether tokens stay where they are, replicated, and a reduction of the results replaces the exchange."""
         ...
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether every rank gets every token, so that no counts of rows travel first."""
+        ...
+
     def __call__(self, op: Exchange, reach: tuple[tuple[str, int], ...]) -> tuple[Phase, ...]:
         """Return the phases in order, none when there is nobody to send to.
 

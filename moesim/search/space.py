@@ -202,7 +202,9 @@ def _senseless(
         return
     yield "one rank exchanges nothing", block == 1
     name = like.policy("alltoall").name
-    if name != "linear":
+    if policy.everywhere:
+        yield f"`{name}` needs experts in a node or over whole ones", (block > node.gpus) & (block % node.gpus > 0)
+    elif name != "linear":
         yield f"`{name}` needs experts over several whole nodes", (block <= node.gpus) | (block % node.gpus > 0)
 
 

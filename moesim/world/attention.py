@@ -20,6 +20,8 @@ class Gqa:
 
     `gated`: its output is multiplied by a gate as wide as the heads. `tied_values`: values are made of the keys'
     projection, so that there is one matrix less; both are still cached, as norm and rotation make them differ.
+    `joint_norm`: queries and keys are each normalized over all heads together, so that a tensor-parallel group adds up
+    two sums of squares for each token.
     """
 
     heads: int
@@ -28,6 +30,7 @@ class Gqa:
     value_dim: int
     gated: bool = False
     tied_values: bool = False
+    joint_norm: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

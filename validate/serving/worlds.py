@@ -202,7 +202,7 @@ def pool(setup: Setup) -> Pool:
         precision=_precision(setup),
         policies={
             **DEFAULT_POLICIES,
-            "alltoall": Policy(name="reduce" if parallel.dp == 1 else "linear"),
+            "alltoall": Policy(name="reduce" if parallel.dp == 1 else "gathered"),
             "batching": batching(max(-(-setup.concurrency // (parallel.dp * replicas)), 1)),
         },
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.files.architectures.common import GroupedDecoder, Parts, decoder, grouped
+from moesim.world.attention import Gqa, Window
 from moesim.world.model import Dense, Moe
 
 
@@ -22,7 +23,7 @@ class Plain(GroupedDecoder):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixtral(GroupedDecoder):
-    """Mixtral, Phi-3.5-MoE, Granite-MoE and MiniMax-M2: as Llama, with a mixture in every layer."""
+    """Mixtral, Phi-3.5-MoE and Granite-MoE: as Llama, with a mixture in every layer."""
 
     intermediate_size: int
     num_local_experts: int
@@ -40,6 +41,16 @@ class Mixtral(GroupedDecoder):
             shared_width=self.shared_intermediate_size,
         )
         return (decoder(self.hidden_size, self.grouped(), moe),) * self.num_hidden_layers, self.num_mtp_modules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiniMaxM2(Mixtral):
+    """MiniMax-M2: as Mixtral, but queries and keys are normalized over all heads (vLLM 0.24.0, minimax_m2.py)."""
+
+    def grouped(self) -> Gqa | Window:
+        """Return the attention of every layer."""
+        kind = super(MiniMaxM2, self).grouped()
+        return replace(kind, joint_norm=True) if isinstance(kind, Gqa) else kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from moesim.files.architectures.alike import Dbrx, Mixtral, Olmoe, Plain
+from moesim.files.architectures.alike import Dbrx, MiniMaxM2, Mixtral, Olmoe, Plain
 from moesim.files.architectures.deepseek import DeepseekV4, GroupedManyExperts, LatentManyExperts, SparseManyExperts
 from moesim.files.architectures.hybrid import KimiLinear, NemotronH
 from moesim.files.architectures.qwen import Qwen2Moe, QwenHybrid, QwenMoe
@@ -15,6 +15,7 @@ from moesim.files.architectures.windowed import Gemma4, GptOss, Llama4, MimoV2, 
 
 Architecture = (
     Plain
+    | MiniMaxM2
     | Mixtral
     | Olmoe
     | Dbrx
@@ -58,7 +59,7 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "llama4": Llama4,
     "llama4_text": Llama4,
     "mimo_v2_flash": MimoV2,
-    "minimax_m2": Mixtral,
+    "minimax_m2": MiniMaxM2,
     "minimax_m3": MiniMaxM3,
     "mistral": Plain,
     "mixtral": Mixtral,

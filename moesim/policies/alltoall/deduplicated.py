@@ -25,6 +25,7 @@ class Deduplicated:
     """
 
     replicated: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = False
 
     def __call__(self, op: Exchange, reach: Reach) -> tuple[Phase, ...]:
         """Return one phase of all ranks over all tiers."""

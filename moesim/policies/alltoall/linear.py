@@ -21,6 +21,7 @@ class Linear:
     """
 
     replicated: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = False
 
     def __call__(self, op: Exchange, reach: Reach) -> tuple[Phase, ...]:
         """Return one phase of all ranks."""

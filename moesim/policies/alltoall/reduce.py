@@ -14,6 +14,7 @@ class Replicated:
     """Send nothing: what vLLM does under tensor parallelism, with or without expert parallelism. Needs dp = 1."""
 
     replicated: ClassVar[bool] = True
+    everywhere: ClassVar[bool] = False
 
     def __call__(self, op: Exchange, reach: tuple[tuple[str, int], ...]) -> tuple[Phase, ...]:
         """Return no phase."""

@@ -25,6 +25,7 @@ class TwoDimensional:
     """
 
     replicated: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = False
 
     def __call__(self, op: Exchange, reach: Reach) -> tuple[Phase, ...]:
         """Return copy, exchange in the node, copy, exchange along the rail."""
