@@ -2,67 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from .operation import Operation, bytes_of
+from .operation import Operation, Prepare, bytes_of
 from .pieces import routing
 from .points import Axis, Inputs
 
+SHAPE = (
+    Axis(name="tokens", low=1, high=16384),
+    Axis(name="dim", low=128, high=8192, step=64),
+    Axis(name="experts", among=(8, 16, 64, 128, 256)),
+    Axis(name="topk", among=(1, 2, 4, 8)),
+)
+CAPACITY = Axis(name="capacity", low=1, high=1024)
+MASK = 4
+"""Bytes of an element of a dense mask, fp32."""
+SCORE, CHOICE = 4, 12
+"""Bytes read per score, fp32, and written per choice, an int64 number and an fp32 share."""
+SORTED = 800
+"""Bytes that could be copied while one choice is sorted, at a guess."""
 
-def gates(dtype: str) -> list[Operation]:
-    """The gate, sorting, moving rows, and their dense counterparts."""
+Cost = Callable[[Inputs], tuple[float, float]]
+
+
+def gates(dtypes: Sequence[str]) -> list[Operation]:
+    """The gate, sorting, moving rows, and their dense counterparts; what works on whole numbers is measured once."""
+    return [_sort(), _mask(), *(one for dtype in dtypes for one in _of(dtype))]
+
+
+def _of(dtype: str) -> list[Operation]:
     size = bytes_of(dtype)
-    shape = (
-        Axis(name="tokens", low=1, high=16384),
-        Axis(name="dim", low=128, high=8192, step=64),
-        Axis(name="experts", among=(8, 16, 64, 128, 256)),
-        Axis(name="topk", among=(1, 2, 4, 8)),
-    )
-    capacity = Axis(name="capacity", low=1, high=1024)
-
-    def rows(point: Inputs) -> Inputs:
-        moved = point["tokens"] * point["topk"] * point["dim"] * size
-        return {**point, "traffic": 2 * moved}
-
-    def dense_work(point: Inputs) -> tuple[float, float]:
-        cells = point["tokens"] * point["experts"] * point["capacity"]
-        buffers = point["experts"] * point["capacity"] * point["dim"]
-        return 6 * cells * point["dim"], size * (cells + buffers)  # an einsum transposes, too
-
-    def choices(point: Inputs) -> float:
-        return 24 * point["tokens"] * point["topk"] * point["experts"]
-
-    def gate_work(point: Inputs) -> tuple[float, float]:
-        scores = point["tokens"] * point["experts"]
-        return 2 * scores * point["dim"], 40 * scores + size * point["tokens"] * point["dim"]
-
-    def sort_work(point: Inputs) -> tuple[float, float]:
-        return 0.0, 800 * point["tokens"] * point["topk"] + 8 * point["tokens"] * point["experts"]
-
-    def traffic(point: Inputs) -> tuple[float, float]:
-        return 0.0, 4 * point["traffic"] + 8 * point["tokens"] * point["experts"]
-
-    make = partial(Operation, dtype=dtype, group="kernels")
-    moving = {"permute": routing.permute_case, "unpermute": routing.unpermute_case}
-    masks = {
-        "dispatch_mask": routing.mask_case,
-        "dispatch_dense": routing.dispatch_case,
-        "combine_dense": routing.combine_case,
-    }
+    moved = partial(_moved, size)
+    dense = partial(_dense_work, size)
     return [
-        make(name="gate", axes=shape, cost=gate_work, case=routing.gate_case, number=32),
-        make(name="sort", axes=_without(shape, "dim"), cost=sort_work, case=routing.sort_case, number=16),
-        *(
-            make(name=name, axes=shape, cost=traffic, case=case, number=24, complete=rows)
-            for name, case in moving.items()
-        ),
-        *(
-            make(name=name, axes=(*shape, capacity), cost=dense_work, case=case, number=16, held=choices)
-            for name, case in masks.items()
-        ),
+        _operation("gate", dtype, routing.gate_case, partial(_gate_work, size), number=16),
+        _operation("choose", dtype, routing.choose_case, _choice_work, number=24, complete=_chosen, without="dim"),
+        _operation("pack", dtype, routing.pack_case, _sort_and_move, number=32, complete=moved),
+        _operation("permute", dtype, routing.permute_case, _move, number=8, complete=moved),
+        _operation("unpermute", dtype, routing.unpermute_case, _move, number=32, complete=moved),
+        _operation("dispatch_dense", dtype, routing.dispatch_case, dense, number=16, dense=True),
+        _operation("combine_dense", dtype, routing.combine_case, dense, number=16, dense=True),
     ]
 
 
-def _without(axes: Sequence[Axis], name: str) -> tuple[Axis, ...]:
-    return tuple(axis for axis in axes if axis.name != name)
+def _sort() -> Operation:
+    return _operation("sort", "int64", routing.sort_case, _sort_work, number=8, without="dim")
+
+
+def _mask() -> Operation:
+    return _operation("dispatch_mask", "fp32", routing.mask_case, _mask_work, number=20, complete=_masked, dense=True)
+
+
+def _operation(
+    name: str,
+    dtype: str,
+    case: Prepare,
+    cost: Cost,
+    *,
+    number: int,
+    complete: Callable[[Inputs], Inputs] = lambda point: point,
+    without: str = "",
+    dense: bool = False,
+) -> Operation:
+    return Operation(
+        name=name,
+        dtype=dtype,
+        group="kernels",
+        axes=tuple(axis for axis in (*SHAPE, *([CAPACITY] if dense else [])) if axis.name != without),
+        cost=cost,
+        case=case,
+        number=number,
+        complete=complete,
+        held=_choices if dense else lambda point: 0.0,
+    )
+
+
+def _moved(size: int, point: Inputs) -> Inputs:
+    """Add what moving rows reads and writes: each token once, each row once."""
+    return {**point, "traffic": point["tokens"] * (1 + point["topk"]) * point["dim"] * size}
+
+
+def _chosen(point: Inputs) -> Inputs:
+    return {**point, "traffic": point["tokens"] * (SCORE * point["experts"] + CHOICE * point["topk"])}
+
+
+def _masked(point: Inputs) -> Inputs:
+    return {**point, "traffic": MASK * _cells(point)}
+
+
+def _cells(point: Inputs) -> float:
+    return point["tokens"] * point["experts"] * point["capacity"]
+
+
+def _choices(point: Inputs) -> float:
+    return 24 * point["tokens"] * point["topk"] * point["experts"]
+
+
+def _gate_work(size: int, point: Inputs) -> tuple[float, float]:
+    scores = point["tokens"] * point["experts"]
+    return 2 * scores * point["dim"], 40 * scores + size * point["tokens"] * point["dim"]
+
+
+def _choice_work(point: Inputs) -> tuple[float, float]:
+    return 0.0, 40 * point["tokens"] * point["experts"]
+
+
+def _sort_work(point: Inputs) -> tuple[float, float]:
+    return 0.0, SORTED * point["tokens"] * point["topk"] + 8 * point["tokens"] * point["experts"]
+
+
+def _move(point: Inputs) -> tuple[float, float]:
+    return 0.0, 8 * point["traffic"] + 8 * point["tokens"] * point["experts"]
+
+
+def _sort_and_move(point: Inputs) -> tuple[float, float]:
+    return 0.0, _move(point)[1] + _sort_work(point)[1]
+
+
+def _mask_work(point: Inputs) -> tuple[float, float]:
+    return 0.0, 8 * _cells(point) + _sort_work(point)[1]
+
+
+def _dense_work(size: int, point: Inputs) -> tuple[float, float]:
+    buffers = point["experts"] * point["capacity"] * point["dim"]
+    return 6 * _cells(point) * point["dim"], size * (_cells(point) + buffers)  # an einsum transposes, too

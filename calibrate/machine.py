@@ -17,6 +17,7 @@ import torch
 from .pieces.bench import Bench, Case
 from .pieces.passes import move_case
 from .pieces.products import gemm_case
+from .settings import cores
 from .timing import timed
 
 QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
@@ -50,7 +51,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     described: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory": _memory(),
         "cache": cache_size(device),
         "python": platform.python_version(),

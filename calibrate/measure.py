@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from moesim.ground.errors import MoesimError, nearest
 
 from .raw import FORMAT, Line, read
-from .settings import GROUPS, MODULE, Settings, settings_of
+from .settings import GROUPS, MODULE, Settings, settings_of, threads
 from .writer import Unfinished, Writer
 
 if TYPE_CHECKING:
@@ -53,11 +53,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _alone(settings: Settings) -> int:
     """Measure in this process, and between processes that it starts."""
+    import torch
+
     from .machine import cache_size, load
     from .pieces.bench import Bench, Pool
     from .session import DeviceLost, Session
 
     device = _device(settings.device)
+    if device.type == "cpu":
+        torch.set_num_threads(threads(settings.sharers))
     with _scratch(settings.out) as scratch:
         bench = Bench(device=device, pool=Pool(device=device, size=4 * cache_size(device)), scratch=scratch)
         _check(settings.only, bench)
@@ -90,26 +94,36 @@ def _measure(session: Session, settings: Settings) -> list[str]:
         share = left * GROUPS[group] / weights
         weights -= GROUPS[group]
         begun = time.monotonic()
-        if group != "collectives":
+        if (numbers := _together(group, settings)) == (1,):
             left -= session.run(some, share, settings.points)
             continue
         session.free()
-        faults += _between(settings, [one.name for one in some], share)
+        faults += _between(settings, numbers, [one.name for one in some], share)
         left -= time.monotonic() - begun
     return faults
 
 
-def _between(settings: Settings, names: Sequence[str], share: float) -> list[str]:
-    """Measure collectives between 2, 4 and so on processes, each number in a run of its own."""
+def _together(group: str, settings: Settings) -> tuple[int, ...]:
+    """Return the numbers of processes that measure a group: collectives, and the kernels of ranks that share a CPU."""
+    if group == "collectives":
+        return settings.ranks
+    return (settings.sharers if group == "kernels" else 1,)
+
+
+def _between(settings: Settings, numbers: Sequence[int], names: Sequence[str], share: float) -> list[str]:
+    """Measure between 2, 4 and so on processes, each number in a run of its own."""
+    from .progress import Relay
     from .ranks import launch
 
-    faults = []
-    for ranks in settings.ranks:
-        part = replace(settings, budget=share / len(settings.ranks), only=tuple(dict.fromkeys(names)), ranks=())
+    faults, relay = [], Relay()
+    for ranks in numbers:
+        part = replace(settings, budget=share / len(numbers), only=tuple(dict.fromkeys(names)), ranks=())
         try:
-            launch(MODULE, part.arguments(), ranks, part.budget)
+            launch(MODULE, part.arguments(), ranks, part.budget, told=relay)
         except MoesimError as fault:
             faults.append(str(fault))
+        finally:
+            relay.end()
     return faults
 
 

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import distributed as dist
@@ -16,6 +18,7 @@ from torch import distributed as dist
 from moesim.ground.errors import MoesimError
 
 from .pieces.bench import Bench, Pool
+from .settings import threads
 
 SILENCE = timedelta(seconds=60)
 """How long ranks wait for one that says nothing before they give up."""
@@ -31,6 +34,8 @@ def world() -> int:
 def join(device: torch.device, scratch: Path, pool: int) -> Bench:
     """Join the other ranks: NCCL between gpus, gloo between CPUs, and gloo for agreeing on what to do."""
     local = int(os.environ["LOCAL_RANK"])
+    if device.type == "cpu":
+        torch.set_num_threads(threads(int(os.environ["LOCAL_WORLD_SIZE"])))
     if device.type == "cuda":
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -51,8 +56,21 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
-def launch(module: str, arguments: Sequence[str], ranks: int, budget: float) -> None:
+def launch(
+    module: str,
+    arguments: Sequence[str],
+    ranks: int,
+    budget: float,
+    told: Callable[[str], bool] = lambda line: False,
+) -> None:
     """Run a module in so many processes on this machine and wait for them.
+
+    Parameters
+    ----------
+    module, arguments : what each runs
+    ranks : how many
+    budget : s, that they should take
+    told : called with each line they say; a line for which it gives False may be why they failed
 
     Raises
     ------
@@ -61,22 +79,27 @@ def launch(module: str, arguments: Sequence[str], ranks: int, budget: float) -> 
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={ranks}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", module, *arguments]
-    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": _threads(ranks)} | os.environ
+    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(threads(ranks))} | os.environ
     running = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    said = list[str]()
+    listening = threading.Thread(target=_listen, args=(running.stderr, told, said))
+    listening.start()
     try:
-        _, said = running.communicate(timeout=budget + START)
+        running.wait(timeout=budget + START)
     except subprocess.TimeoutExpired:
         raise MoesimError(
             f"{ranks} ranks were silent for {START:.0f} s beyond their budget and were ended; finished samples are kept"
         ) from None
     finally:
         _end(running)
+        listening.join()
     if running.returncode:
-        raise MoesimError(f"{ranks} ranks: {_why(said)}; finished samples are kept")
+        raise MoesimError(f"{ranks} ranks: {_why(''.join(said))}; finished samples are kept")
 
 
-def _threads(ranks: int) -> str:
-    return str(max((os.cpu_count() or 1) // ranks, 1))
+def _listen(stream: TextIO, told: Callable[[str], bool], said: list[str]) -> None:
+    """Keep what is said, but for what `told` takes."""
+    said.extend(line for line in stream if not told(line))
 
 
 def _end(running: subprocess.Popen[str]) -> None:

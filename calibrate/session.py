@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from moesim.ground.errors import MoesimError
 from .machine import Clocks, Speed
 from .operation import Operation
 from .pieces.bench import Bench, Inputs
+from .progress import Progress
 from .raw import Line, all_times, key_of, quantile, spread
 from .timing import Timing, timed
 from .writer import Unfinished, Writer
@@ -29,8 +29,6 @@ EARLY = 8
 """Points of an operation that are visited again when half of all have been: their spread is known on any budget."""
 OVERRUN = 1.5
 """Times its budget that a group may take to visit every operation's first point."""
-SAID_EVERY = 20.0
-"""Seconds between lines of progress where there is no terminal."""
 
 
 class DeviceLost(Unfinished):
@@ -83,7 +81,13 @@ class Session:
         steps = list(_steps(operations, self.speed, self.bench, points / 64))
         keys = {self._key(operation, point) for operation, point, visit in steps}
         before = sum(seconds for key, seconds in self.spent.items() if key in keys)
-        progress = Progress(total=len(steps), budget=budget, before=before, shown=self.writer is not None)
+        progress = Progress(
+            total=len(steps),
+            budget=budget,
+            before=before,
+            shown=self.writer is not None,
+            relayed=self.bench.ranks > 1,
+        )
         for number, (operation, point, visit) in enumerate(steps):
             first = number < len(operations)
             if not self._go_on(progress.spent < (OVERRUN if first else 1) * budget):
@@ -135,6 +139,8 @@ class Session:
         fault: Exception | None = None
         try:
             case = operation.case(point, operation.dtype, self.bench)
+            if self.bench.ranks > 1 and operation.group != "collectives":
+                case.call(*case.args())  # a kernel that fails must do so before ranks wait for each other in it
         except Exception as caught:  # told to the other ranks first, which would wait for this one
             fault = caught
         if not _all_agree(fault is None, self.bench):
@@ -238,44 +244,3 @@ def _agreed_lines(writer: Writer | None, bench: Bench) -> Sequence[Line]:
     dist.broadcast_object_list(said, 0, group=bench.talk)
     lines: Sequence[Mapping[str, Any]] = said[0]
     return lines
-
-
-@dataclass(slots=True, kw_only=True)
-class Progress:
-    """How far a group is, on the error stream: one line that changes on a terminal, a line now and then elsewhere.
-
-    Attributes
-    ----------
-    total : steps
-    budget : s
-    before : s, spent by earlier runs on this file
-    shown : whether to say anything
-    """
-
-    total: int
-    budget: float
-    before: float
-    shown: bool
-    write: Callable[[str], object] = sys.stderr.write
-    _begun: float = field(default_factory=time.monotonic)
-    _said: float = float("-inf")
-
-    @property
-    def spent(self) -> float:
-        """Seconds spent so far."""
-        return self.before + time.monotonic() - self._begun
-
-    def show(self, operation: Operation, number: int) -> None:
-        """Say which operation is being measured, and how far the group is."""
-        terminal = sys.stderr.isatty()
-        if not self.shown or time.monotonic() - self._said < (0.2 if terminal else SAID_EVERY):
-            return
-        self._said = time.monotonic()
-        what = " ".join(part for part in (operation.name, operation.dtype, operation.kernel) if part)
-        text = f"{operation.group:<13}{number:>5}/{self.total}  {self.spent:4.0f} s of {self.budget:.0f} s  {what}"
-        self.write(f"\r\x1b[K{text}" if terminal else f"{text}\n")
-
-    def end(self) -> None:
-        """Clear the line."""
-        if self.shown and sys.stderr.isatty():
-            self.write("\r\x1b[K")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from pathlib import Path
 from moesim.ground.errors import MoesimError
 from moesim.ground.units import parse
 
-GROUPS = {"kernels": 0.55, "collectives": 0.20, "memory": 0.08, "interference": 0.05, "compilation": 0.12}
+GROUPS = {"kernels": 0.62, "collectives": 0.20, "memory": 0.05, "interference": 0.03, "compilation": 0.10}
 """What is measured, in this order, and the share of the budget that each gets when all are."""
 MODULE = f"{__package__}.measure"
 
@@ -39,12 +40,27 @@ class Settings:
     points: int = 64
     longest: float | None = None
 
+    @property
+    def sharers(self) -> int:
+        """How many ranks share a CPU's cores and run their kernels side by side; a gpu is not shared."""
+        return min(self.ranks, default=min(2, cores())) if self.device == "cpu" else 1
+
     def arguments(self) -> list[str]:
         """Return them as words of a command line."""
         words = ["--device", self.device, "--out", str(self.out), "--budget", f"{self.budget} s"]
         words += ["--points", str(self.points)] + (["--longest", f"{self.longest} s"] if self.longest else [])
         words += ["--ranks", ",".join(map(str, self.ranks))] if self.ranks else []
         return words + (["--only", ",".join(self.only)] if self.only else [])
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(ranks: int) -> int:
+    """Return the threads of each of so many ranks that share the cores."""
+    return max(cores() // ranks, 1)
 
 
 def settings_of(words: Sequence[str] | None) -> Settings:

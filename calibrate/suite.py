@@ -9,7 +9,7 @@ from .kernels import compiled_experts, dense, experts
 from .machine import Speed
 from .operation import Operation
 from .pieces.bench import Bench
-from .transfers import between_ranks, elementwise, interference, memory
+from .transfers import between_ranks, calls, elementwise, interference, memory
 
 BETWEEN = {"cpu": 30.0, "cuda": 1.0}
 """A device's bandwidth over that between its ranks, at a guess: gloo moves about 1 GB/s over loopback."""
@@ -22,20 +22,38 @@ def everything(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
 
 
 def suite(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
-    """Return what one process measures on a device, or what several measure together."""
-    kind = bench.device.type
+    """Return what one process measures on a device, or what several measure together.
+
+    Ranks that share a CPU also share its memory, so they run their kernels side by side.
+    """
+    cuda = bench.device.type == "cuda"
     if bench.ranks > 1:
-        return tuple(between_ranks(bench.ranks, BETWEEN[kind]))
-    cuda = kind == "cuda"
-    main = ("bf16",) if cuda else ("fp32", "bf16")
+        together = between_ranks(bench.ranks, BETWEEN[bench.device.type])
+        return tuple(together) if cuda else (*_kernels(bench, speed), *together)
+    main = _main(cuda)
     return (
-        *dense(bench, speed),
-        *experts(bench, main, speed),
-        *gates(main[0]),
-        *attentions(main, cuda),
-        *elementwise(main[0]),
+        *_kernels(bench, speed),
         *memory(cuda),
         *interference(cuda),
         *compiling(cuda),
-        compiled_experts(main[0], speed),
+        compiled_experts(main[-1], speed),
     )
+
+
+def _kernels(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
+    """Return the kernels that one rank runs by itself."""
+    cuda = bench.device.type == "cuda"
+    main = _main(cuda)
+    return (
+        *dense(bench, speed),
+        *experts(bench, main, speed),
+        *gates(main),
+        *attentions(main, cuda),
+        *elementwise(main),
+        *calls(),
+    )
+
+
+def _main(cuda: bool) -> tuple[str, ...]:
+    """Return the dtypes in which everything is measured, not only products."""
+    return ("bf16",) if cuda else ("fp32", "bf16")

@@ -2,7 +2,8 @@
 
 On a CPU that is the host's clock. On a gpu it is a pair of events in the kernel's own stream, recorded while the device
 is kept waiting, so that the time between them has no gap for the host in it; how long the host took is told apart.
-Among ranks it is the time from when the last one starts until the last one ends.
+What ranks do together takes from when the last one starts until the last one ends; what each does by itself, side by
+side with the others, takes their mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .pieces.bench import Bench, Case
 
 ROOM = {"cpu": 0.05, "cuda": 0.05}
 """Seconds of repetitions for one visit of a point, about."""
-FEWEST, MOST = 3, 30
+FEWEST, MOST = 3, 15
 WARM = {"cpu": 0.002, "cuda": 0.010}
 """Seconds of warm-up, at least: a gpu's clock rises from idle in milliseconds."""
 CYCLES = 2e9
@@ -49,6 +50,7 @@ def timed(case: Case, bench: Bench) -> Timing:
     number = _agreed(_repetitions(case, warm, bench), bench)
     on_device = bench.device.type == "cuda" and not case.on_host
     seconds, alone = [], []
+    _meet(bench)
     for _ in range(number):
         if case.beside is None:
             seconds.append(_once(case, bench, warm, on_device))
@@ -57,8 +59,10 @@ def timed(case: Case, bench: Bench) -> Timing:
         args = case.args()
         with case.beside():
             seconds.append(_once(case, bench, warm, on_device, args))
-    if bench.ranks > 1 and on_device:
-        seconds = _slowest(seconds, bench)
+    if bench.ranks > 1 and not case.joint:
+        seconds = _over_ranks(seconds, dist.ReduceOp.SUM, bench)
+    elif bench.ranks > 1 and on_device:
+        seconds = _over_ranks(seconds, dist.ReduceOp.MAX, bench)
     return Timing(seconds=seconds, alone=alone, issue=warm.issue if on_device else None)
 
 
@@ -68,10 +72,11 @@ def _repetitions(case: Case, warm: _Warm, bench: Bench) -> int:
 
 
 def _warmed(case: Case, bench: Bench) -> _Warm:
-    """Call a case until it is warm; ranks call it equally often."""
+    """Call a case until it is warm; what ranks do together they do equally often."""
     whole = issue = float("inf")
     begun, calls = time.perf_counter(), 0
-    while calls < case.warm or (_still_cold(begun, bench) and case.warm and calls < 100):
+    counted = bench.ranks > 1 and case.joint
+    while calls < case.warm or (not counted and _still_cold(begun, bench) and case.warm and calls < 100):
         args = case.args()
         _settle(bench)
         start = time.perf_counter()
@@ -84,7 +89,7 @@ def _warmed(case: Case, bench: Bench) -> _Warm:
 
 
 def _still_cold(begun: float, bench: Bench) -> bool:
-    return bench.ranks == 1 and time.perf_counter() - begun < WARM[bench.device.type]
+    return time.perf_counter() - begun < WARM[bench.device.type]
 
 
 def _once(case: Case, bench: Bench, warm: _Warm, on_device: bool, args: tuple[object, ...] | None = None) -> float:
@@ -95,19 +100,22 @@ def _once(case: Case, bench: Bench, warm: _Warm, on_device: bool, args: tuple[ob
 def _by_clock(case: Case, args: tuple[object, ...], bench: Bench) -> float:
     if case.beside is None:
         _settle(bench)  # it would wait for what runs beside, too
-    _meet(bench)
+    if case.joint:
+        _meet(bench)
     start = time.perf_counter()
     case.call(*args)
     if bench.device.type == "cuda":
         torch.cuda.current_stream().synchronize()
-    return _together(start, time.perf_counter(), bench)
+    end = time.perf_counter()
+    return _together(start, end, bench) if case.joint else end - start
 
 
 def _by_events(case: Case, args: tuple[object, ...], bench: Bench, warm: _Warm) -> float:
     """Keep the device waiting until the host has queued everything, then let it run."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.current_stream().synchronize()
-    _meet(bench)
+    if case.joint:
+        _meet(bench)
     torch.cuda._sleep(int((1.5 * min(warm.issue, 0.01) + SLACK) * CYCLES))
     start.record()
     case.call(*args)
@@ -141,11 +149,11 @@ def _together(start: float, end: float, bench: Bench) -> float:
     return float(longest[0])
 
 
-def _slowest(seconds: list[float], bench: Bench) -> list[float]:
-    """Return the slowest rank's time of every repetition."""
-    longest = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=bench.talk)
-    return [float(time) for time in longest]
+def _over_ranks(seconds: list[float], how: dist.ReduceOp.RedOpType, bench: Bench) -> list[float]:
+    """Return the slowest rank's time of every repetition (MAX), or the mean (SUM)."""
+    joined = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(joined, op=how, group=bench.talk)
+    return [float(time) / (bench.ranks if how == dist.ReduceOp.SUM else 1) for time in joined]
 
 
 def _agreed(number: int, bench: Bench) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from .operation import Operation, Prepare, bytes_of
@@ -13,8 +13,12 @@ from .points import Axis, Inputs
 KIB, MIB = 1024.0, 1024.0**2
 
 
-def elementwise(dtype: str) -> list[Operation]:
-    """Return norms, sums, activations, and the plainest copy; `traffic` is bytes read and written."""
+def elementwise(dtypes: Sequence[str]) -> list[Operation]:
+    """Return norms, sums and activations; `traffic` is bytes read and written."""
+    return [one for dtype in dtypes for one in _passes(dtype)]
+
+
+def _passes(dtype: str) -> list[Operation]:
     axes = (Axis(name="rows", low=1, high=65536), Axis(name="width", low=64, high=16384, step=64))
     tensors = {"norm": (passes.norm_case, 2), "residual": (passes.residual_case, 3), "swiglu": (passes.swiglu_case, 3)}
     anchor = {"rows": 1.0, "width": 64.0}
@@ -22,7 +26,7 @@ def elementwise(dtype: str) -> list[Operation]:
     def complete(each: float, point: Inputs) -> Inputs:
         return {**point, "traffic": each * point["rows"] * point["width"]}
 
-    made = [
+    return [
         Operation(
             name="elementwise",
             dtype=dtype,
@@ -37,10 +41,15 @@ def elementwise(dtype: str) -> list[Operation]:
         )
         for kernel, (case, number) in tensors.items()
     ]
-    return [*made, _move(), _launch(), _read_back()]
+
+
+def calls() -> list[Operation]:
+    """Return what takes time though it does next to nothing: a launch, and reading back."""
+    return [_launch(), _read_back()]
 
 
 def _move() -> Operation:
+    """The plainest copy inside the device."""
     return Operation(
         name="elementwise",
         dtype="bytes",
@@ -84,7 +93,7 @@ def _read_back() -> Operation:
 
 
 def memory(cuda: bool) -> list[Operation]:
-    """Return copies between tiers; `kernel` is the tier, the way out where it is, and how."""
+    """Return copies within the device and between tiers; `kernel` is the tier, the way out where it is, and how."""
     ways: dict[str, Prepare] = {"disk": copies.disk_case}
     if cuda:
         ways |= {
@@ -93,7 +102,7 @@ def memory(cuda: bool) -> list[Operation]:
             "host pageable": partial(copies.inward_case, pinned=False),
             "host out pageable": partial(copies.outward_case, pinned=False),
         }
-    return [_copy(kernel, case) for kernel, case in ways.items()]
+    return [_move(), *(_copy(kernel, case) for kernel, case in ways.items())]
 
 
 def _copy(kernel: str, case: Prepare) -> Operation:
@@ -142,11 +151,15 @@ def _pair(kernel: str, dtype: str, timed: Prepare, other: Prepare, inputs: Input
     def case(point: Inputs, dtype: str, bench: Bench) -> Case:
         return overlap.beside(timed(point, dtype, bench), other(point, dtype, bench), bench)
 
+    return _beside(kernel, "interference", dtype, case, inputs)
+
+
+def _beside(kernel: str, group: str, dtype: str, case: Prepare, inputs: Inputs) -> Operation:
     return Operation(
         name="interference",
         dtype=dtype,
         kernel=kernel,
-        group="interference",
+        group=group,
         axes=tuple(Axis(name=name, among=(value,)) for name, value in inputs.items()),
         anchors=(inputs,),
         cost=lambda point: (0.0, 0.0),
@@ -178,7 +191,7 @@ def between_ranks(ranks: int, slow: float) -> list[Operation]:
     made.append(
         _collective("all_to_all", "uneven", collectives.uneven_case, skewed, partial(_uneven_wire, ranks), slow)
     )
-    return [*made, _sizes(ranks), _beside_collective(slow)]
+    return [*made, _sizes(ranks), *_beside_collective(slow)]
 
 
 def _size_axes() -> tuple[Axis, ...]:
@@ -231,22 +244,20 @@ def _sizes(ranks: int) -> Operation:
     )
 
 
-def _beside_collective(slow: float) -> Operation:
-    """Return a product timed while an all-to-all is under way."""
+def _beside_collective(slow: float) -> list[Operation]:
+    """Return a product timed while an all-to-all is under way, and an all-to-all beside products."""
     size = {"m": 256.0, "n": 512.0, "k": 512.0} if slow > 1 else {"m": 2048.0, "n": 4096.0, "k": 4096.0}
     moved = 4 * MIB if slow > 1 else 64 * MIB
 
-    def case(point: Inputs, dtype: str, bench: Bench) -> Case:
+    def product(point: Inputs, dtype: str, bench: Bench) -> Case:
         return overlap.beside_collective(products.gemm_case(size, dtype, bench), int(moved), bench)
 
-    return Operation(
-        name="interference",
-        dtype="fp32",
-        kernel="gemm beside all_to_all",
-        group="collectives",
-        axes=tuple(Axis(name=name, among=(value,)) for name, value in {**size, "size": moved}.items()),
-        anchors=({**size, "size": moved},),
-        cost=lambda point: (0.0, 0.0),
-        case=case,
-        number=1,
-    )
+    def exchange(point: Inputs, dtype: str, bench: Bench) -> Case:
+        exchanged = collectives.all_to_all_case({"size": moved}, "bytes", bench)
+        return overlap.beside(exchanged, products.gemm_case(size, dtype, bench), bench)
+
+    inputs = {**size, "size": moved}
+    return [
+        _beside("gemm beside all_to_all", "collectives", "fp32", product, inputs),
+        _beside("all_to_all beside gemm", "collectives", "fp32", exchange, inputs),
+    ]

@@ -39,6 +39,7 @@ class Case:
     most : timed calls at most, for what is slow by nature or differs at each call
     on_host : whether the host's clock times it although a gpu works, because the call waits for the device
     beside : starts other work and ends it, for times with and without
+    joint : whether ranks take part in one call together; else each makes its own, side by side
     """
 
     call: Callable[..., object]
@@ -47,6 +48,7 @@ class Case:
     most: int = 1000
     on_host: bool = False
     beside: Callable[[], AbstractContextManager[object]] | None = None
+    joint: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

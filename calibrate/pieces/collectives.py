@@ -129,7 +129,7 @@ def splits(rows: int, ranks: int, skew: float) -> list[int]:
 def all_to_all_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make an even all-to-all ready."""
     rows = _buffer(inputs, bench)
-    return Case(call=all_to_all, args=lambda: (rows,))
+    return Case(call=all_to_all, args=lambda: (rows,), joint=True)
 
 
 def uneven_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
@@ -137,44 +137,44 @@ def uneven_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     given = splits(int(inputs["size"]), bench.ranks, inputs["skew"])
     taken = [given[bench.rank]] * bench.ranks
     rows = bench.pool.cut("bytes", sum(given))
-    return Case(call=all_to_all, args=lambda: (rows, taken, given))
+    return Case(call=all_to_all, args=lambda: (rows, taken, given), joint=True)
 
 
 def hierarchical_case(inputs: Inputs, dtype: str, bench: Bench, width: int) -> Case:
     """Make an all-to-all in two phases ready, between nodes of `width` ranks."""
     groups = levels(bench.ranks, width)
     rows = _buffer(inputs, bench).view(bench.ranks, -1)
-    return Case(call=hierarchical, args=lambda: (rows, groups))
+    return Case(call=hierarchical, args=lambda: (rows, groups), joint=True)
 
 
 def sizes_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make the exchange of sizes ready."""
     counts = torch.ones(int(inputs["experts"]) // bench.ranks * bench.ranks, dtype=torch.int64, device=bench.device)
-    return Case(call=exchange_sizes, args=lambda: (counts,))
+    return Case(call=exchange_sizes, args=lambda: (counts,), joint=True)
 
 
 def all_reduce_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make an all-reduce ready; the sum is of zeros, lest repeated sums overflow."""
     buffer = torch.zeros(int(inputs["size"]) // 4, device=bench.device)
-    return Case(call=all_reduce, args=lambda: (buffer,))
+    return Case(call=all_reduce, args=lambda: (buffer,), joint=True)
 
 
 def all_gather_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make an all-gather ready: `size` is what every rank holds in the end."""
     part = bench.pool.cut("fp32", inputs["size"] // 4 // bench.ranks)
-    return Case(call=all_gather, args=lambda: (part, bench.ranks))
+    return Case(call=all_gather, args=lambda: (part, bench.ranks), joint=True)
 
 
 def reduce_scatter_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a reduce-scatter ready: `size` is what every rank holds at first."""
     buffer = bench.pool.cut("fp32", inputs["size"] // 4 // bench.ranks * bench.ranks)
-    return Case(call=reduce_scatter, args=lambda: (buffer, bench.ranks))
+    return Case(call=reduce_scatter, args=lambda: (buffer, bench.ranks), joint=True)
 
 
 def send_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a message from the first rank to the second ready."""
     buffer = _buffer(inputs, bench)
-    return Case(call=send_on, args=lambda: (buffer, bench.rank))
+    return Case(call=send_on, args=lambda: (buffer, bench.rank), joint=True)
 
 
 def _buffer(inputs: Inputs, bench: Bench) -> Tensor:

@@ -29,6 +29,7 @@ def beside(timed: Case, other: Case, bench: Bench) -> Case:
         most=min(timed.most, 10),
         on_host=timed.on_host,
         beside=lambda: running(other),
+        joint=timed.joint,
     )
 
 
@@ -75,4 +76,4 @@ def beside_collective(timed: Case, size: int, bench: Bench) -> Case:
         for work in works:
             work.wait()
 
-    return Case(call=timed.call, args=timed.args, most=5, beside=running)
+    return Case(call=timed.call, args=timed.args, most=5, beside=running, joint=True)

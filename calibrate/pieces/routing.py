@@ -11,7 +11,11 @@ from .bench import Bench, Case, Inputs
 
 def gate(tokens: Tensor, weights: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     """Choose experts: tokens [t, dim], weights [expert, dim]; gives shares [t, topk] that sum to 1, and experts."""
-    scores = functional.linear(tokens, weights)
+    return choose(functional.linear(tokens, weights), topk)
+
+
+def choose(scores: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """Choose the experts of highest score [t, expert]: shares [t, topk] that sum to 1, and experts [t, topk]."""
     shares, experts = torch.topk(torch.softmax(scores, dim=-1, dtype=torch.float32), topk, dim=-1)
     return shares / shares.sum(dim=-1, keepdim=True), experts
 
@@ -29,6 +33,12 @@ def sort_rows(experts: Tensor, number: int) -> tuple[Tensor, Tensor]:
 def permute(tokens: Tensor, order: Tensor, topk: int) -> Tensor:
     """Gather the rows of all experts: tokens [t, dim], order [t x topk]; row i is token order[i] / topk."""
     return tokens.index_select(0, order // topk)
+
+
+def pack(tokens: Tensor, experts: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring rows to their experts: sort a batch's choices and gather; gives rows, their order, and rows per expert."""
+    order, counts = sort_rows(experts, number)
+    return permute(tokens, order, experts.shape[1]), order, counts
 
 
 def unpermute(rows: Tensor, order: Tensor, shares: Tensor) -> Tensor:
@@ -71,6 +81,12 @@ def gate_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     return Case(call=gate, args=lambda: (tokens, bench.pool.cut(dtype, inputs["experts"], inputs["dim"]), topk))
 
 
+def choose_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
+    """Make the choice of experts by given scores ready."""
+    topk = int(inputs["topk"])
+    return Case(call=choose, args=lambda: (bench.pool.cut(dtype, inputs["tokens"], inputs["experts"]), topk))
+
+
 def sort_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make the sorting of choices ready."""
     experts = _choices(inputs, bench)
@@ -82,6 +98,12 @@ def permute_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     order, _ = sort_rows(_choices(inputs, bench), int(inputs["experts"]))
     topk = int(inputs["topk"])
     return Case(call=permute, args=lambda: (bench.pool.cut(dtype, inputs["tokens"], inputs["dim"]), order, topk))
+
+
+def pack_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
+    """Make sorting and gathering ready, as one."""
+    experts, number = _choices(inputs, bench), int(inputs["experts"])
+    return Case(call=pack, args=lambda: (bench.pool.cut(dtype, inputs["tokens"], inputs["dim"]), experts, number))
 
 
 def unpermute_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
