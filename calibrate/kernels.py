@@ -14,21 +14,25 @@ from .pieces import products
 from .pieces.bench import Bench, Case
 from .points import Axis, Inputs, rows_of
 
+WIDEST = {"cpu": 4096, "cuda": 16384}
+"""Columns of the widest product: models that run on a CPU are narrower."""
+
 
 def dense(bench: Bench, speed: Speed) -> list[Operation]:
     """Dense products in every dtype that the device multiplies."""
     side = multiple((speed.longest * speed.flop_rate / 2) ** (1 / 3), 64)
     tall = multiple(min(speed.longest * speed.bandwidth / 8, LARGEST[bench.device.type] / 5) ** 0.5, 64)
+    widest = WIDEST[bench.device.type]
     axes = (
-        Axis(name="m", low=1, high=32768),
-        Axis(name="n", low=64, high=16384, step=16),
-        Axis(name="k", low=64, high=16384, step=16),
+        Axis(name="m", low=1, high=2 * widest),
+        Axis(name="n", low=64, high=widest, step=16),
+        Axis(name="k", low=64, high=widest, step=16),
     )
     anchors = (
         {"m": side, "n": side, "k": side},  # peak
         {"m": 1, "n": tall, "k": tall},  # bandwidth
         {"m": 1, "n": 64, "k": 64},  # launch
-        {"m": 64, "n": 64, "k": 16384},  # few tiles, each long
+        {"m": 64, "n": 64, "k": widest},  # few tiles, each long
     )
     return [
         Operation(
@@ -66,23 +70,24 @@ def _gemm_cost(point: Inputs, size: int) -> tuple[float, float]:
 def experts(bench: Bench, dtypes: Sequence[str], speed: Speed) -> list[Operation]:
     """One product per expert: in a loop, batched to the fullest, and in one kernel; fp8 in one kernel only."""
     ways = {"looped": products.looped_case, "batched": products.batched_case, "grouped": products.grouped_case}
-    made = [_experts(dtype, kernel, case, speed) for dtype in dtypes for kernel, case in ways.items()]
-    return made + ([_experts("fp8", "grouped", products.grouped_case, speed)] if _has_fp8(bench) else [])
+    widest = WIDEST[bench.device.type] // 2
+    made = [_experts(dtype, kernel, case, speed, widest) for dtype in dtypes for kernel, case in ways.items()]
+    return made + ([_experts("fp8", "grouped", products.grouped_case, speed, widest)] if _has_fp8(bench) else [])
 
 
 def compiled_experts(dtype: str, speed: Speed) -> Operation:
     """Experts of equal capacity through torch.compile, among what is compiled: the first call takes that long."""
-    one = _experts(dtype, "compiled", products.compiled_case, speed)
+    one = _experts(dtype, "compiled", products.compiled_case, speed, 2048)
     return replace(one, group="compilation", number=12)
 
 
-def _experts(dtype: str, kernel: str, prepare: Callable[..., Case], speed: Speed) -> Operation:
+def _experts(dtype: str, kernel: str, prepare: Callable[..., Case], speed: Speed, widest: int) -> Operation:
     side = multiple((speed.longest * speed.flop_rate / 4 / 1024) ** 0.5, 64)
     axes = (
         Axis(name="slots", among=(1, 2, 4, 8, 16, 32, 64, 128)),
         Axis(name="rows", low=1, high=16384),
-        Axis(name="n", low=64, high=8192, step=16),
-        Axis(name="k", low=64, high=8192, step=16),
+        Axis(name="n", low=64, high=widest, step=16),
+        Axis(name="k", low=64, high=widest, step=16),
         Axis(name="skew", among=(0.0, 0.5, 1.0, 1.5)),
     )
     anchors = (

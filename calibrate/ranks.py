@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -26,13 +27,14 @@ START = 90.0
 """Seconds for starting processes and giving up on a silent one, beyond their budget."""
 
 
-def world() -> int:
-    """Return how many processes torchrun started, this one among them; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+LAUNCHER = "MOESIM_LAUNCHER"
+"""Names in a rank's environment the process that launched it."""
 
 
 def join(device: torch.device, scratch: Path, pool: int) -> Bench:
     """Join the other ranks: NCCL between gpus, gloo between CPUs, and gloo for agreeing on what to do."""
+    if LAUNCHER in os.environ:
+        threading.Thread(target=_end_with, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
     local = int(os.environ["LOCAL_RANK"])
     if device.type == "cpu":
         torch.set_num_threads(threads(int(os.environ["LOCAL_WORLD_SIZE"])))
@@ -49,6 +51,16 @@ def join(device: torch.device, scratch: Path, pool: int) -> Bench:
         one_host=int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size(),
         talk=dist.new_group(backend="gloo", timeout=SILENCE) if device.type == "cuda" else None,
     )
+
+
+def _end_with(launcher: int) -> None:
+    """End this rank once the process that launched it is gone, which may have been killed and could end nothing."""
+    while True:
+        try:
+            os.kill(launcher, 0)
+        except ProcessLookupError:
+            os._exit(1)
+        time.sleep(0.2)
 
 
 def leave() -> None:
@@ -79,7 +91,7 @@ def launch(
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={ranks}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", module, *arguments]
-    environment = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(threads(ranks))} | os.environ
+    environment = environment_of(ranks) | os.environ | {LAUNCHER: str(os.getpid())}
     running = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
     said = list[str]()
     listening = threading.Thread(target=_listen, args=(running.stderr, told, said))
@@ -95,6 +107,16 @@ def launch(
         listening.join()
     if running.returncode:
         raise MoesimError(f"{ranks} ranks: {_why(''.join(said))}; finished samples are kept")
+
+
+def environment_of(ranks: int) -> dict[str, str]:
+    """Return the environment of ranks on one machine: loopback, a share of the cores, and memory that is kept.
+
+    Given back to the system at every free, as is the default for large pieces, memory would be mapped anew page by page
+    at every call, which on a CPU takes longer than many a kernel.
+    """
+    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    return {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(threads(ranks))} | kept
 
 
 def _listen(stream: TextIO, told: Callable[[str], bool], said: list[str]) -> None:

@@ -6,6 +6,7 @@ from .attentions import attentions
 from .compiling import compiling
 from .gates import gates
 from .kernels import compiled_experts, dense, experts
+from .layers import exchanged_layer, local_layer
 from .machine import Speed
 from .operation import Operation
 from .pieces.bench import Bench
@@ -18,7 +19,7 @@ BETWEEN = {"cpu": 30.0, "cuda": 1.0}
 def everything(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
     """Return what can be measured on a device in all, collectives between 2 and 4 standing for any number of ranks."""
     slow = BETWEEN[bench.device.type]
-    return (*suite(bench, speed), *between_ranks(2, slow), *between_ranks(4, slow))
+    return (*suite(bench, speed), *between_ranks(2, slow), *between_ranks(4, slow), exchanged_layer(2))
 
 
 def suite(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
@@ -28,8 +29,8 @@ def suite(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
     """
     cuda = bench.device.type == "cuda"
     if bench.ranks > 1:
-        together = between_ranks(bench.ranks, BETWEEN[bench.device.type])
-        return tuple(together) if cuda else (*_kernels(bench, speed), *together)
+        together = (*between_ranks(bench.ranks, BETWEEN[bench.device.type]), exchanged_layer(bench.ranks))
+        return together if cuda else (*_kernels(bench, speed), *together)
     main = _main(cuda)
     return (
         *_kernels(bench, speed),
@@ -51,6 +52,7 @@ def _kernels(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
         *attentions(main, cuda),
         *elementwise(main),
         *calls(),
+        local_layer(),
     )
 
 

@@ -19,6 +19,12 @@ def residual(rows: Tensor, other: Tensor) -> Tensor:
     return rows + other
 
 
+def add_norm(rows: Tensor, other: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Add a part's result to what goes around it, and norm the sum for the next part: gives sum and norm."""
+    total = residual(rows, other)
+    return total, norm(total, weight)
+
+
 def swiglu(rows: Tensor) -> Tensor:
     """Multiply one half of each row by the SiLU of the other: [rows, 2 x width] gives [rows, width]."""
     gate, up = rows.chunk(2, dim=-1)
@@ -40,10 +46,11 @@ def read_back(cell: Tensor) -> object:
     return cell.tolist()
 
 
-def norm_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
-    """Make a norm ready."""
+def add_norm_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
+    """Make a sum with its norm ready."""
     weight = bench.pool.cut(dtype, inputs["width"])
-    return Case(call=norm, args=lambda: (bench.pool.cut(dtype, inputs["rows"], inputs["width"]), weight))
+    shape = (inputs["rows"], inputs["width"])
+    return Case(call=add_norm, args=lambda: (bench.pool.cut(dtype, *shape), bench.pool.cut(dtype, *shape), weight))
 
 
 def residual_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:

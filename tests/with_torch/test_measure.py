@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +48,9 @@ def test_everything_but_collectives_is_measured_end_to_end(raw: Path) -> None:
     found = read(raw)
     assert found.failures == ()
     assert {sample.operation for sample in found.samples} == {
-        "gemm", "grouped_gemm", "gate", "sort", "permute", "unpermute", "dispatch_mask", "dispatch_dense",
-        "combine_dense", "attention_prefill", "attention_decode", "elementwise", "launch", "host", "copy",
-        "interference",
+        "gemm", "grouped_gemm", "gate", "choose", "pack", "sort", "permute", "unpermute", "dispatch_mask",
+        "dispatch_dense", "combine_dense", "attention_prefill", "attention_decode", "elementwise", "launch", "host",
+        "moe_layer", "copy", "interference",
     }  # fmt: skip
     assert list(raw.parent.iterdir()) == [raw]  # nothing else stays
 
@@ -102,6 +102,16 @@ def test_a_finished_run_measures_nothing_again(raw: Path) -> None:
     finished = raw.read_bytes()
     assert main(words) == 0
     assert raw.read_bytes() == finished
+
+
+def test_the_kernels_of_ranks_that_share_a_cpu_are_measured_side_by_side(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--device", "cpu", "--out", str(raw), "--budget", "20 s", "--points", "2", "--longest", "1 ms"]
+    assert main([*words, "--only", "gemm,copy", "--ranks", "2,4"]) == 0
+    samples = read(raw).samples
+    assert {(sample.operation, sample.ranks) for sample in samples} == {("gemm", 2), ("copy", 1)}
+    assert "kernels " in capsys.readouterr().err  # the ranks' progress is passed on
 
 
 @pytest.fixture
@@ -167,6 +177,37 @@ def test_what_runs_beside_slows_and_both_times_are_kept(bench: Bench) -> None:
     assert len(timing.alone) == len(timing.seconds)
     assert min(timing.seconds) > 0.02
     assert min(timing.alone) > 0.005
+
+
+def test_ranks_end_with_the_process_that_launched_them(tmp_path: Path) -> None:
+    (tmp_path / "ranked.py").write_text(
+        "import os, pathlib, time, torch\n"
+        "from calibrate import ranks\n"
+        "ranks.join(torch.device('cpu'), pathlib.Path(), 1)\n"
+        "open(os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    code = "from calibrate import ranks; ranks.launch('ranked', [], 2, 30.0)"
+    paths = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=paths)
+    told = [tmp_path / rank for rank in "01"]
+    waited(lambda: all(path.exists() and path.read_text() for path in told))
+    launcher.kill()
+    launcher.wait()
+    waited(lambda: not any(alive(int(path.read_text())) for path in told))
+
+
+def waited(done: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if done():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def alive(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and ") Z " not in status.read_text()
 
 
 def test_a_rank_that_dies_is_told_and_no_process_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ def test_rows_come_sorted_by_expert_and_return_to_their_tokens(pool: Pool) -> No
     sorted_experts = experts.flatten()[order]
     assert torch.equal(sorted_experts, sorted_experts.sort().values)
     rows = routing.permute(tokens, order, 3)
+    packed = routing.pack(tokens, experts, 8)
+    assert all(torch.equal(one, other) for one, other in zip(packed, (rows, order, counts), strict=True))
     scaled = rows * (sorted_experts + 1).unsqueeze(1)  # an expert that multiplies by its number
     wanted = tokens * (shares * (experts + 1)).sum(dim=1, keepdim=True)
     torch.testing.assert_close(routing.unpermute(scaled, order, shares), wanted)
@@ -98,6 +100,9 @@ def test_passes_compute_what_they_say(pool: Pool) -> None:
     wanted = rows / rows.square().mean(dim=1, keepdim=True).add(torch.finfo().eps).sqrt() * other[0]
     torch.testing.assert_close(passes.norm(rows, other[0]), wanted)
     assert torch.equal(passes.residual(rows, other), rows + other)
+    total, normed = passes.add_norm(rows, other, other[0])
+    assert torch.equal(total, rows + other)
+    assert torch.equal(normed, passes.norm(rows + other, other[0]))
     gate, up = rows[:, :16], rows[:, 16:]
     torch.testing.assert_close(passes.swiglu(rows), gate * torch.sigmoid(gate) * up)
 

@@ -45,14 +45,15 @@ def _completed(fit: Fit, prior: Fit) -> Fit:
             f"a fit of form `{fit.form}` has the parameter `{unknown[0]}`, which the form lacks; "
             + nearest(unknown[0], prior.params)
         )
-    missing = [name for name in prior.params if name not in fit.params]
-    if not missing:
-        return fit
+    full = MappingProxyType({**prior.params, **fit.params})
+    missing = [name for name, value in prior.params.items() if name not in fit.params and value]
+    if not missing:  # terms that are off by default need no source
+        return replace(fit, params=full)
     source = Source(
         kind=weakest((fit.source.kind, prior.source.kind)),
         title=f"{fit.source.title}; {', '.join(missing)} from the {prior.source.title}",
     )
-    return replace(fit, params=MappingProxyType({**prior.params, **fit.params}), source=source)
+    return replace(fit, params=full, source=source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -185,7 +185,7 @@ def gemm_loads(m: Size, n: Size, k: Size, *, stored: Bytes, params: Params) -> t
 def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Params, processors: int) -> Time:
     """A grouped product reads the weights of the experts that have rows, and pads each one's rows to tiles.
 
-    launch + norm_p(tensor, memory, panel) + S (k operand + 2 n) / activation_bandwidth
+    launch + norm_p(tensor, memory, panel) + S (k operand + 2 n) / activation_bandwidth + A per_expert
 
     S, A   = sum of rows over slots, number of slots with rows
     tensor = throttled(max(tile, tiles x panels / processors + tail x tile)),  panels = ceil(n / columns)
@@ -203,7 +203,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     rows : rows per slot, slots first
     n, k : sizes of each product
     stored, operand : bytes per element of the weights as stored, and of both operands as multiplied
-    params : as for `gemm`, and activation_bandwidth (B/s), pad (tiles)
+    params : as for `gemm`, and activation_bandwidth (B/s), pad (tiles), per_expert (s)
     processors : processors of the device
 
     Returns
@@ -213,7 +213,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     Examples
     --------
     >>> params = dict(launch=1.0, peak=2.0 * 128 * 256, bandwidth=1e9, block_bandwidth=1e9, activation_bandwidth=1e9,
-    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0)
+    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0, per_expert=0.0)
     >>> rows, n, k = np.array([[16.0], [32.0], [0.0]]), np.array([256.0]), np.array([8.0])  # a tile of 16 rows: 1 s
     >>> grouped(rows, n, k, stored=0.0, operand=2.0, params=params, processors=1).round(3)  # 1 + (1 + 0.5) + (2 + 0.5)
     array([5.])
@@ -229,6 +229,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     memory = active * (weights / params["bandwidth"])
     time: Time = norm(params["p"], tensor, memory, weights / (panels * params["block_bandwidth"]))
     time += total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
+    time += active * params["per_expert"]
     time *= active > 0
     time += params["launch"]
     return time

@@ -57,7 +57,7 @@ _TILED = ("launch", "peak", "bandwidth", "block_bandwidth", "overhead", "throttl
 PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "gemm": (*_TILED, "cache", "cache_bandwidth", "quantize_bandwidth"),
-        "grouped_gemm": (*_TILED, "activation_bandwidth", "pad"),
+        "grouped_gemm": (*_TILED, "activation_bandwidth", "pad", "per_expert"),
         "attention_prefill": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
         "attention_backward": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
         "attention_decode": ("launch", "peak", "bandwidth", "block_bandwidth", "head_tile", "overhead", "p"),
@@ -147,6 +147,7 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
         "tail": TAIL,
         "thin": THIN,
         "pad": PAD,
+        "per_expert": 0.0,  # a fused kernel; a loop over experts launches each
         "p": NORM,
         "half_width": HALF_WIDTH,
         "diagonal": DIAGONAL,
