@@ -120,8 +120,9 @@ def environment_of(ranks: int) -> dict[str, str]:
 
 
 def _listen(stream: TextIO, told: Callable[[str], bool], said: list[str]) -> None:
-    """Keep what is said, but for what `told` takes."""
-    said.extend(line for line in stream if not told(line))
+    """Keep what is said until the end, but for what `told` takes."""
+    with stream:
+        said.extend(line for line in stream if not told(line))
 
 
 def _end(running: subprocess.Popen[str]) -> None:
