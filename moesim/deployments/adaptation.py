@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,19 +26,30 @@ class Trace:
 
     Attributes
     ----------
+    row_of_step : which row of the others each step has; None: steps have rows of their own
     counts : tokens that chose each expert, over all gpus
     most : largest count of any expert on any gpu
     agreement : share of the tokens whose cached experts were chosen again
     """
 
-    counts: Int[np.ndarray, "step layer expert"]
-    most: Int[np.ndarray, "step layer"]
-    agreement: Float[np.ndarray, "step"]
+    counts: Int[np.ndarray, "row layer expert"]
+    most: Int[np.ndarray, "row layer"]
+    agreement: Float[np.ndarray, "row"]
+    row_of_step: Int[np.ndarray, "step"] | None = None
+
+    @property
+    def rows(self) -> Int[np.ndarray, "step"]:
+        """Row of each step."""
+        return np.arange(len(self.most)) if self.row_of_step is None else self.row_of_step
 
     @property
     def steps(self) -> int:
         """How many there are."""
-        return len(self.most)
+        return len(self.most) if self.row_of_step is None else len(self.row_of_step)
+
+    def row(self, step: int) -> int:
+        """Row of one step."""
+        return step if self.row_of_step is None else int(self.row_of_step[step])
 
 
 class Prices(Protocol):
@@ -133,7 +144,7 @@ class Walk:
     seconds: Float[np.ndarray, "step"]
     stalls: Float[np.ndarray, "step"]
     changes: tuple[tuple[int, Change], ...]
-    state: object
+    state: list[Any]
 
     @property
     def total(self) -> Seconds:
@@ -194,12 +205,13 @@ def walk(
 
 
 def _seen(trace: Trace, step: int, layout: Layout, prices: Prices) -> Seen:
+    row = trace.row(step)
     return Seen(
         step=step,
         layout=layout,
-        counts=trace.counts[step],
-        most=trace.most[step],
-        agreement=float(trace.agreement[step]),
+        counts=trace.counts[row],
+        most=trace.most[row],
+        agreement=float(trace.agreement[row]),
         cost_of=lambda other: prices(other, step),
     )
 

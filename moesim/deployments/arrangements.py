@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -26,6 +26,11 @@ class Arrangements:
 
     Draws are taken from a sample of the MoE layers: where layers follow one law, the mean over draws of a pass whose
     layers all have the draw's counts is the mean pass.
+
+    Attributes
+    ----------
+    step : the step whose routing is drawn
+    held : the layout of every pool, of the sampled layers alone; None: the one that its policies start with
     """
 
     scenario: Scenario
@@ -33,6 +38,8 @@ class Arrangements:
     kinds: tuple[Layer, ...]
     layers: tuple[int, ...]
     sample: Routing
+    step: int = 0
+    held: Layout | None = None
     sized: Sized = field(default_factory=dict)
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)
     _distinct: dict[Hashable, Mapping[int, float]] = field(default_factory=dict)
@@ -42,6 +49,8 @@ class Arrangements:
 
     def layout(self, pool: Pool, tokens: float) -> Layout:
         """Arrange a pool's experts for passes of `tokens` home tokens per rank."""
+        if self.held is not None:
+            return self.held
         whole = max(1, round(tokens))
         buffering = pool.policy("buffering")
         sized_for = whole if pool.policy("gating").settings or buffering.settings else 0
@@ -49,6 +58,14 @@ class Arrangements:
         if key not in self._layouts:
             self._layouts[key] = arrange(self.scenario, pool, tokens=whole, seed=self.seed)
         return self._layouts[key]
+
+    def at(self, step: int) -> Arrangements:
+        """Draw the routing of another step."""
+        return self if step == self.step else replace(self, step=step, _counts={}, _parts={}, _routed={})
+
+    def holding(self, layout: Layout) -> Arrangements:
+        """Lay every pool out alike: where experts live does not decide what is drawn."""
+        return replace(self, held=layout, sized={}, _routed={})
 
     def routed(self, pool: Pool, tokens: Sequence[float], half: int) -> Routed:
         """Draw routing for a pass of `tokens` home tokens per rank in each kind of MoE layer.
@@ -61,23 +78,24 @@ class Arrangements:
         totals = tuple(round(each * block) for each in tokens)
         key = (self._place(pool), totals, half)
         if key not in self._routed:
-            counts = np.stack([self._drawn(total, half) for total in totals], axis=1)
+            counts = np.stack([self.drawn(total, half) for total in totals], axis=1)
+            layers = self.layers if self.held is None else range(len(self.layers))
             self._routed[key] = Routed(
                 counts=counts / block,
-                layer_of=np.repeat(np.array(self.layers)[:, None], len(totals), axis=1),
+                layer_of=np.repeat(np.array(layers)[:, None], len(totals), axis=1),
                 distinct=self._distinct_blocks(pool, max(tokens)),
             )
         return self._routed[key]
 
     def active(self, total: int, half: int) -> float:
         """Mean number of experts that so many tokens choose, over the draws of `routed`."""
-        return float((self._drawn(total, half) > 0).sum(axis=-1).mean())
+        return float((self.drawn(total, half) > 0).sum(axis=-1).mean())
 
     def distinct(self, pool: Pool) -> Mapping[int, float]:
         """Mean number of different blocks of ranks that one token's experts live in, by ranks per block."""
         return self._distinct_blocks(pool, 1.0)
 
-    def _drawn(self, total: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
+    def drawn(self, total: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
         """Draw the choices of so many tokens in each sampled layer: the same for every plan that routes as many.
 
         Where tokens choose independently, a batch is put together from batches of powers of two, each drawn once: a
@@ -93,8 +111,8 @@ class Arrangements:
     def _part(self, tokens: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
         key = (tokens, half)
         if key not in self._parts:
-            rng = stream(self.seed, f"routing {half} {tokens}")
-            self._parts[key] = self.sample.draw(np.array([tokens]), 0, rng)
+            rng = stream(self.seed, f"routing {half} {tokens}" + (f" {self.step}" if self.step else ""))
+            self._parts[key] = self.sample.draw(np.array([tokens]), self.step, rng)
         return self._parts[key]
 
     def _distinct_blocks(self, pool: Pool, tokens: float) -> Mapping[int, float]:

@@ -10,12 +10,14 @@ import pandas as pd
 
 from moesim.deployments.deployed import NONE, Deployments
 from moesim.deployments.operation import Passes
-from moesim.deployments.pools import Estimator, estimator_of, mean_pass, unlike_stages, whole_pass
+from moesim.deployments.pools import Estimator, estimator_of
 from moesim.deployments.ranges import Ranges, drawn_ranges, intervals
+from moesim.deployments.reaction import Reaction
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import summarize
 from moesim.deployments.tables import breakdown_table, memory_table, task_table
 from moesim.deployments.verdicts import targets_of, verdict
+from moesim.deployments.whole import mean_pass, unlike_stages, whole_pass
 from moesim.ground.errors import Fault, PlanError
 from moesim.ground.units import Seconds, weakest
 from moesim.passes.breakdown import breakdown
@@ -118,11 +120,13 @@ def estimate_deployed(
         tables |= pass_tables(estimator, used[0])
     dominant = str(tables["breakdown"]["part"].iloc[0]) if detailed else ""
     drawn = ranges or drawn_ranges(scenario, estimator, one)
+    reacted = Reaction.of(estimator, used)
+    tables |= reacted.tables
     return Result(
         plan=plan,
         seed=estimator.run.seed,
-        verdict=verdict(summary, targets_of(scenario), 0, dominant),
-        summary=intervals(summary, drawn, 0, source),
+        verdict=reacted.told(verdict(summary, targets_of(scenario), 0, dominant)),
+        summary=intervals(summary, drawn, 0, source) | reacted.summary(source),
         tables=tables,
         source=source,
         outside=tuple(sorted(estimates.outside)),

@@ -6,11 +6,13 @@ from collections.abc import Hashable, Iterator
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.operation import Passes
-from moesim.deployments.pools import Estimates, Estimator, Run, unlike_stages, whole_pass
+from moesim.deployments.pools import Estimates, Estimator
+from moesim.deployments.running import Run
+from moesim.deployments.whole import unlike_stages, whole_pass
 from moesim.passes.columns import as_column, group_tiers, stage_layers
 from moesim.passes.exchanges import Topology
 from moesim.passes.expected import Expected, Phases
@@ -28,6 +30,9 @@ from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, Training
 
 Seconds = Float[np.ndarray, "plan"]
+
+MOVING = ("none", "rebalance")
+"""Reacting policies that change nothing but where experts live, which no bound depends on."""
 
 SHORTENED = 0.01
 """Share by which bounds of overlapped passes are lowered: a shortened pass stands for the whole to a thousandth of the
@@ -71,8 +76,13 @@ def _floors(run: Run, passes: Passes) -> Seconds:
     block = table["ep"] * table["etp"]
     for rows in table.groups(ops, table["pp"], block > 1, _tiers(run.scenario, table)):
         part = Passes(table=table.take(rows), point=passes.point.take(rows), carrying=passes.carrying[rows])
-        found[rows] = _group_floors(run, part, known)
+        found[rows] = _group_floors(run, part, known) * part.table.each(_bounded)
     return found
+
+
+def _bounded(pool: Pool) -> float:
+    """1 where a pool issues the ops of its first step all the way, 0 where reacting changes them: no bound then."""
+    return float(all(policy.name in MOVING for policy in pool.adaptation))
 
 
 def _tiers(scenario: Scenario, table: PoolTable) -> Int[np.ndarray, "plan"]:
@@ -172,5 +182,12 @@ def _active(arrangements: Arrangements, table: PoolTable, batch: Batch, halves: 
         keys = np.stack([np.round(tokens * block).astype(np.int64), halves.astype(np.int64)])
         distinct, place = np.unique(keys, axis=1, return_inverse=True)
         means = [np.mean([arrangements.active(int(t), half) for half in range(h)]) for t, h in distinct.T]
-        found.append(as_column(np.array(means)[place.reshape(-1)]))
+        active = np.array(means)[place.reshape(-1)]
+        least = np.minimum(active, arrangements.scenario.routing.topk)
+        found.append(as_column(np.where(_followed(table), least, active)))
     return tuple(found)
+
+
+def _followed(table: PoolTable) -> Bool[np.ndarray, "plan"]:
+    """Mark plans that are followed while routing changes: more experts than a token has need not be active then."""
+    return np.asarray(table.each(lambda like: float(bool(like.adaptation))) > 0)

@@ -69,6 +69,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "mfu": Metric(
             unit="", less_is_better=False, meaning="work of active parameters over dense peak in the dtype of experts"
         ),
+        "regret": Metric(
+            unit="", less_is_better=True, meaning="how much longer reacting took than it would with full knowledge"
+        ),
+        "break_even": Metric(unit="", less_is_better=True, meaning="steps that a mean change must last to pay"),
         "memory_headroom": Metric(unit="B", less_is_better=False, meaning="free bytes on the fullest rank"),
     }
 )
@@ -78,6 +82,9 @@ SIMULATED = frozenset(
     {"itl", "e2e", "goodput", "utilization", "queue", "power", "energy_per_token", "energy_per_request"}
 )
 """Metrics that only a simulation gives."""
+
+REACTING = frozenset({"regret", "break_even"})
+"""Metrics of plans whose policies react to the routing."""
 
 PERCENTILES = ("mean", "p50", "p90", "p99")
 

@@ -50,7 +50,9 @@ def drawn_ranges(scenario: Scenario, estimator: Estimator, deployed: Deployments
     for group in estimator.structures(used):
         times = estimator.run.block(estimator.table, group, residuals)
         at = [place[row] for row in group]
-        step[at], carrying[at] = times.step.T, times.carrying.T
+        followed = [estimator.follow(row) for row in group]
+        factor = np.array([each.factor if each else 1.0 for each in followed])[:, None]
+        step[at], carrying[at] = times.step.T * factor, times.carrying.T * factor
     return _summarized(scenario, estimator, deployed, place, step, carrying)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moesim.deployments.deployed import NONE, Deployments, nodes_of
-from moesim.deployments.metrics import METRICS, SIMULATED
+from moesim.deployments.metrics import METRICS, REACTING, SIMULATED
 from moesim.deployments.pools import Estimates
 from moesim.ground.units import FlopPerSecond
 from moesim.passes.columns import column, formats
@@ -40,7 +40,7 @@ class Summary:
 def estimated_metrics(workload: Serving | Training) -> tuple[str, ...]:
     """List the metrics an estimate gives: latencies have no meaning in training."""
     latencies = ("ttft", "tpot") if isinstance(workload, Training) else ()
-    return tuple(name for name in METRICS if name not in SIMULATED and name not in latencies)
+    return tuple(name for name in METRICS if name not in (*SIMULATED, *REACTING, *latencies))
 
 
 def offered_rate(workload: Serving | Training) -> float:

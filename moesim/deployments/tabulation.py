@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from moesim.deployments.arrangements import Arrangements
-from moesim.deployments.pools import mean_pass, unlike_stages, whole_pass
 from moesim.deployments.serving.ticks import PER_SECOND
 from moesim.deployments.steps import StepTable
+from moesim.deployments.whole import mean_pass, unlike_stages, whole_pass
 from moesim.ground.units import SourceKind, weakest
 from moesim.passes.columns import column, stage_layers
 from moesim.passes.lowering import Lowering, halves_wanted, lower

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from types import MappingProxyType
 
+from moesim.deployments.suiting import degree_fault, unsuited
 from moesim.files.checked import Readers, Rules, check, count, gather, refuse, shown
 from moesim.files.policies import PLANNED_KINDS, policy_tree, read_policy
 from moesim.files.spaces import ROLES
@@ -84,9 +85,7 @@ def _section(tree: Tree, file: str) -> list[tuple[str, Tree]]:
 
 
 def _adaptation(tree: Tree, file: str) -> tuple[Policy, ...]:
-    """Read the reacting policies, asked in this order; ``none`` is none of them."""
-    if tree == "none":
-        return ()
+    """Read the reacting policies, asked in this order."""
     listed = tree if isinstance(tree, list) else [tree]
     return tuple(gather(file, enumerate(listed), lambda _, policy: read_policy("adaptation", policy, file)).values())
 
@@ -167,6 +166,11 @@ def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
     if batching.speculated and not scenario.model.mtp:
         problem = f"speculates {batching.speculated} tokens, but {scenario.model.name} has no drafting modules (mtp)"
         yield "policies.batching", problem, "set speculated to 0"
+    yield from (("adaptation", *flaw) for flaw in unsuited(pool, scenario))
+    wrong = degree_fault(pool, scenario)
+    if wrong:
+        problem, _, remedy = wrong.partition("; ")
+        yield "parallel.etp", problem, remedy or "choose another etp"
     if isinstance(scenario.workload, Training) and pool.role != "all":
         yield "role", f"`{pool.role}` has no meaning in training", "give `all`"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
+from itertools import product
 
 from moesim.files.checked import count, gather, refuse, shown
 from moesim.files.policies import PLANNED_KINDS, read_alternatives
@@ -72,6 +73,8 @@ def _reader(path: str, file: str, frameworks: Collection[str], nodes: Collection
     section, _, field = name.partition(".")
     if name == "pools":
         return lambda value: _one(_roles(value, file))
+    if name == "adaptation":
+        return lambda value: _reactions(value, file)
     if section in kinds() or section in PLANNED_KINDS:
         return lambda value: read_alternatives(section, value, file)
     if name == "framework":
@@ -86,6 +89,13 @@ def _reader(path: str, file: str, frameworks: Collection[str], nodes: Collection
         return lambda value: _one(_named(value, "storage format", BITS, file))
     _known(name, COUNTS, file, also=("pools", "node", "framework", "parallel.ep", "precision.experts", *kinds()))
     return lambda value: _one(count(value, file, least=0 if name == "spare_nodes" else 1))
+
+
+def _reactions(value: Tree, file: str) -> Iterator[object]:
+    """Read the reacting policies of a pool: one, or a list of those that react together, asked in order."""
+    listed = value if isinstance(value, list) else [value]
+    each = gather(file, enumerate(listed), lambda _, item: tuple(read_alternatives("adaptation", item, file)))
+    yield from product(*each.values())
 
 
 def _one(value: object) -> Iterator[object]:

@@ -57,8 +57,8 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     nodes = max(1, p.ep * p.etp // node.gpus)
     expert_of_slot = placement(load, slots, p.ep, nodes, stream(seed, "placement"))
     gating: Gating = make("gating", pool.policy("gating"))
-    layers = expert_of_slot.shape[0]
-    seen = [scenario.model.layers[number].tokens for number in scenario.model.moe_layers][:layers]
+    layers, known = expert_of_slot.shape[0], scenario.model.moe_layers
+    seen = [scenario.model.layers[known[min(layer, len(known) - 1)]].tokens for layer in range(layers)]
     rows = np.array([gating.capacity(max(1, round(tokens * share)), moe.experts, moe.topk) for share in seen])
     layout = Layout(
         expert_of_slot=expert_of_slot,

@@ -58,6 +58,7 @@ def answer(study: Study, ranking: Ranking, *, seed: int, purchase: Purchase | No
         "breakdown": _by_plan(results, "breakdown"),
         "memory": _memory(study.scenario, results),
         "tasks": _by_plan(results[:1], "tasks"),
+        **{name: _by_plan(results, name) for name in ("reaction", "changes") if any(name in r.tables for r in results)},
         "simulated": simulated_table(ranking.simulated),
         "unfit": ranking.unfit,
         "sources": source_table(study.scenario),

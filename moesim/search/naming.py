@@ -46,7 +46,7 @@ def layout(pool: Pool, *, training: bool = False) -> str:
     p = pool.parallel
     degrees = [f"{name}{getattr(p, name)}" for name in ("pp", "dp", "tp", "cp", "ep", "etp") if getattr(p, name) > 1]
     kinds = [*ALWAYS, *(kind for kind in OTHERWISE if pool.policy(kind) != DEFAULT_POLICIES[kind])]
-    words = [*degrees, *(_in_short(pool.policy(kind)) for kind in kinds)]
+    words = [*degrees, *(_in_short(policy) for policy in (*map(pool.policy, kinds), *pool.adaptation))]
     return " ".join([*filter(None, words), _size(pool, training)])
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from moesim.deployments.following import horizon
+from moesim.deployments.suiting import unsuited
 from moesim.ground.errors import Fault, PlanError, PolicyError, nearest
 from moesim.passes.table import COUNTED, DEGREES, PoolTable
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space
@@ -53,7 +55,7 @@ PREFILL_BUDGETS = (8192, 16384, 32768)
 
 POLICY_AXES = ("placement", "gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")
 PRECISION = "precision."
-OTHER_AXES = ("pools", "node", "framework", "max_batch", "microbatch")
+OTHER_AXES = ("pools", "node", "framework", "max_batch", "microbatch", "adaptation")
 DEGREE_AXES = tuple(f"parallel.{degree}" for degree in DEGREES)
 
 
@@ -83,7 +85,7 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
             continue
         degrees = degrees_of(scenario.model, offer, space)
         for like, batches in _variants(scenario, space, offer.node, refused):
-            valid = _valid(like, degrees, offer.node, _experts(scenario.model), refused, len(batches))
+            valid = _valid(like, degrees, offer.node, scenario, refused, len(batches))
             rows = degrees.rows[:, valid]
             if rows.size and len(batches):
                 columns.append(_crossed(len(variants), rows, batches))
@@ -130,10 +132,11 @@ def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str
     """Combine what has a name: role, framework, precision and policies; with each, (batch, microbatch) to try."""
     policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
+    reacting = axis(space, "adaptation") or ((),)
     sizes = list(itertools.product(axis(space, "max_batch"), axis(space, "microbatch")))
     roles = dict.fromkeys(role for named in axis(space, "pools") for role in named.split("+"))
     for role, framework, precision in itertools.product(roles, frameworks, _precisions(space)):
-        for batching, *chosen in itertools.product(_batchings(role), *policies):
+        for batching, adaptation, *chosen in itertools.product(_batchings(role), reacting, *policies):
             like = Pool(
                 role=role,
                 node=node.name,
@@ -142,6 +145,7 @@ def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str
                 framework=framework,
                 precision=precision,
                 policies=MappingProxyType(dict(zip(POLICY_AXES, chosen, strict=True)) | {"batching": batching}),
+                adaptation=adaptation,
             )
             tried = sizes if role != "prefill" else [(max(sizes)[0], 1)]
             yield like, [size for size in tried if _has_room(like, size[0], refused)]
@@ -172,13 +176,13 @@ def _precisions(space: Space) -> list[Mapping[str, str]]:
 
 
 def _valid(
-    like: Pool, degrees: Degrees, node: Node, experts: int, refused: Counter[str], batches: int
+    like: Pool, degrees: Degrees, node: Node, scenario: Scenario, refused: Counter[str], batches: int
 ) -> Bool[np.ndarray, "degree"]:
     """Leave out degrees that make no sense under a variant's policies, and count them by reason."""
     policy: AllToAllPolicy = make("alltoall", like.policy("alltoall"))
     number = degrees.rows.shape[1]
     good = np.ones(number, bool)
-    for reason, bad in _senseless(like, policy, degrees, node, experts):
+    for reason, bad in _senseless(like, policy, degrees, node, scenario):
         found = good & bad
         if found.any():
             refused[reason] += int(found.sum()) * batches
@@ -187,13 +191,18 @@ def _valid(
 
 
 def _senseless(
-    like: Pool, policy: AllToAllPolicy, degrees: Degrees, node: Node, experts: int
+    like: Pool, policy: AllToAllPolicy, degrees: Degrees, node: Node, scenario: Scenario
 ) -> Iterator[tuple[str, Bool[np.ndarray, "degree"]]]:
     """List reasons to leave a combination out, and where each holds."""
-    block = degrees["ep"] * degrees["etp"]
+    block, experts = degrees["ep"] * degrees["etp"], _experts(scenario.model)
+    for problem in _unsuited(like, scenario):
+        yield problem, np.full(block.shape, True)
     if not experts:
         yield "a dense model exchanges nothing", np.full(block.shape, not policy.replicated)
         return
+    if any(policy.name == "tutel" for policy in like.adaptation):
+        ranks = degrees["dp"] * degrees["tp"] * degrees["cp"]
+        yield "`tutel` has no r (etp) beyond ranks / experts", degrees["etp"] > np.maximum(ranks // experts, 1)
     yield "more expert slots resident than a rank has", _overfull(like, degrees["ep"], experts)
     idle = like.policy("prefetch").name != "none" and like.policy("buffering").name == "resident"
     yield "nothing to prefetch where all experts are resident", np.full(block.shape, idle)
@@ -206,6 +215,14 @@ def _senseless(
         yield f"`{name}` needs experts in a node or over whole ones", (block > node.gpus) & (block % node.gpus > 0)
     elif name != "linear":
         yield f"`{name}` needs experts over several whole nodes", (block <= node.gpus) | (block % node.gpus > 0)
+
+
+def _unsuited(like: Pool, scenario: Scenario) -> Iterator[str]:
+    """Say what is wrong with a pool's reacting policies, whatever its degrees."""
+    yield from (problem for problem, _ in unsuited(like, scenario))
+    idle = not horizon(scenario.routing.period)
+    if idle and any(policy.name != "none" for policy in like.adaptation):
+        yield "the routing is stationary, so nothing reacts"
 
 
 def _experts(model: Model) -> int:

@@ -92,6 +92,8 @@ def show_details(out: Console, result: Result, title: str) -> None:
     out.print()
     if "breakdown" in result.tables:
         show_table(out, result.tables["breakdown"], "One pass of the slowest stage, by named part")
+    if "reaction" in result.tables:
+        show_table(out, result.tables["reaction"], "Reacting to the routing: a mean step with it, without, at best")
     sizes = result.tables["memory"]["size"]
     total = "" if "pool" in result.tables["memory"] else f": {show(float(sizes.sum()), 'B')}, item by item"
     show_table(out, result.tables["memory"], f"Memory of the fullest rank{total}")
@@ -120,6 +122,14 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """List a table's rows for JSON; numbers that do not exist are null."""
+    return [
+        {str(name): finite(value) if isinstance(value, float) else value for name, value in row.items()}
+        for row in table.to_dict(orient="records")
+    ]
+
+
 def interval_dict(value: Interval) -> dict[str, Any]:
     """Collect a number with its range for JSON."""
     return {"low": finite(value.low), "mid": finite(value.mid), "high": finite(value.high), "unit": value.unit}
@@ -138,6 +148,7 @@ def result_dict(result: Result) -> dict[str, Any]:
         "summary": {name: interval_dict(value) for name, value in result.summary.items()},
         "breakdown": result.tables["breakdown"].to_dict(orient="records") if "breakdown" in result.tables else [],
         "memory": result.tables["memory"].to_dict(orient="records"),
+        **{name: records(result.tables[name]) for name in ("reaction", "changes") if name in result.tables},
         "source": result.source,
         "outside": list(result.outside),
         "seed": result.seed,

@@ -23,11 +23,12 @@ class Framework:
     tokens per KV block.
 
     Beyond kernels and `step`, a step costs `layer` for each layer (small kernels that are not itemized) and `sequence`
-    for each sequence in flight. The rest is read by `simulate`: `prompts` are mixed into steps that decode, or go first
-    while decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or set aside for a whole
-    request; `poll` is the decode steps between two looks at the queue. A client sees a first token `latency` later than
-    the scheduler, and `crowd` more for each request in flight, which measurements are held against. `kernels` maps an
-    operation to the name of the kernel used, which picks the `Fit`.
+    for each sequence in flight. `recompile` is what it takes to drain, compile and capture a step's graph anew, for
+    policies that change it while a pool runs. The rest is read by `simulate`: `prompts` are mixed into steps that
+    decode, or go first while decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or
+    set aside for a whole request; `poll` is the decode steps between two looks at the queue. A client sees a first
+    token `latency` later than the scheduler, and `crowd` more for each request in flight, which measurements are held
+    against. `kernels` maps an operation to the name of the kernel used, which picks the `Fit`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Framework:
     poll: int = 1
     layer: Seconds = 0.0
     sequence: Seconds = 0.0
+    recompile: Seconds = 0.0
     prompt: float = 1.0
     latency: Seconds = 0.0
     crowd: Seconds = 0.0

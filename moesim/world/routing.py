@@ -39,6 +39,10 @@ class Routing(Protocol):
     @property
     def independent(self) -> bool:
         """Whether a step's tokens choose independently, so that counts of parts of a batch add up to counts of it."""
+
+    @property
+    def period(self) -> int:
+        """Steps for which draws follow one law, before there may be another; 0 where the law never changes."""
         ...
 
     def only(self, layers: Sequence[int]) -> Routing:

@@ -38,6 +38,11 @@ class Balanced:
         """Tokens are dealt in turn."""
         return False
 
+    @property
+    def period(self) -> int:
+        """The law never changes."""
+        return 0
+
     def only(self, layers: Sequence[int]) -> Balanced:
         """Describe some of the layers."""
         return replace(self, layers=len(layers))

@@ -62,6 +62,11 @@ class Drifting:
         """As the distribution that drifts."""
         return self.routing.independent
 
+    @property
+    def period(self) -> int:
+        """Steps between trades, or between what changes besides, whichever is less."""
+        return _least(self.every if self.share > 0 else 0, self.routing.period)
+
     def only(self, layers: Sequence[int]) -> Drifting:
         """Describe some of the layers."""
         numbers = tuple(self.numbers[layer] for layer in layers)
@@ -94,6 +99,17 @@ class Drifting:
         epoch = step // self.every
         places = [_traded(epoch, self.experts, self.groups, self.share, self.seed, number) for number in self.numbers]
         return np.stack(places)
+
+
+def _least(*periods: int) -> int:
+    """Take the shortest of some periods; 0 where nothing changes.
+
+    Examples
+    --------
+    >>> _least(0, 50, 2000), _least(0, 0)
+    (50, 0)
+    """
+    return min((period for period in periods if period), default=0)
 
 
 @lru_cache(maxsize=4096)
@@ -147,6 +163,12 @@ class Phased:
     def independent(self) -> bool:
         """Whether tokens choose independently in every phase."""
         return all(phase.independent for phase in self.phases)
+
+    @property
+    def period(self) -> int:
+        """Steps of the shortest phase, or between what changes in any phase."""
+        lengths = np.diff(self.starts).tolist()
+        return _least(*lengths, *(phase.period for phase in self.phases))
 
     def only(self, layers: Sequence[int]) -> Phased:
         """Describe some of the layers."""

@@ -52,6 +52,11 @@ class Recorded:
         """A batch of the recorded size is the record itself."""
         return False
 
+    @property
+    def period(self) -> int:
+        """Every recorded step has its own choices."""
+        return int(len(self.choices) > 1)
+
     def only(self, layers: Sequence[int]) -> Recorded:
         """Keep some of the layers."""
         return replace(self, choices=self.choices[:, list(layers)])

@@ -65,6 +65,11 @@ class Skewed:
         """Every token chooses for itself."""
         return True
 
+    @property
+    def period(self) -> int:
+        """The law never changes."""
+        return 0
+
     def only(self, layers: Sequence[int]) -> Skewed:
         """Describe some of the layers."""
         return replace(self, law=replace(self.law, weights=self.law.weights[list(layers)]), recipe=None)

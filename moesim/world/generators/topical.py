@@ -66,6 +66,11 @@ class Topical:
         """Tokens have the step's topic in common, which no draw decides."""
         return True
 
+    @property
+    def period(self) -> int:
+        """Steps a topic prevails."""
+        return self.hold if self.topics > 1 and self.together > 0 else 0
+
     def only(self, layers: Sequence[int]) -> Topical:
         """Describe some of the layers."""
         rows = (np.arange(self.topics)[:, None] * self.layers + list(layers)).ravel()

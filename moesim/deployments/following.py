@@ -1,0 +1,270 @@
+"""A pool over steps in which its routing changes: what its reacting policies make of them.
+
+A step is priced as an estimate prices it, at the routing of its phase and under the layout in force; what Tutel's knobs
+change is priced on one layer alone. Phases are stretches of steps in which draws follow one law, one draw a phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import ceil, log2
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from moesim.deployments.adaptation import Charges, Knobs, Trace, Walk, walk
+from moesim.deployments.arrangements import Arrangements
+from moesim.ground.errors import PolicyError
+from moesim.ground.units import Seconds
+from moesim.passes.parallelisms import layer_seconds
+from moesim.plans.layout import NO_LIMIT, Layout
+from moesim.plans.plan import Pool
+from moesim.policies.finding import make
+from moesim.policies.protocols import Adaptation, Sizes
+from moesim.schedules.costs.fits import machine_of
+from moesim.world.formats import bytes_of
+from moesim.world.hardware import reach, tier_between
+from moesim.world.model import Moe, expert_parameters
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Training
+
+SHORTEST, LONGEST = 1000, 8000
+"""Steps a pool is followed for, at least and at most."""
+FEWEST, MOST = 4, 64
+"""Phases it is followed through, where the steps allow."""
+FINENESS = 8
+"""Capacities per doubling at which knobs are priced."""
+
+Timed = Callable[[Sequence[Arrangements], bool], Float[np.ndarray, "moment"]]
+"""Seconds of a mean step under each of some arrangements, and whether experts read cached assignments."""
+
+
+def horizon(period: int) -> int:
+    """Steps to follow a routing for that changes every so many; 0 where it is not seen to change.
+
+    Examples
+    --------
+    >>> horizon(0), horizon(50), horizon(1), horizon(500), horizon(9000)
+    (0, 1000, 64, 2000, 0)
+    """
+    if period == 0 or period >= LONGEST:
+        return 0
+    return min(max(FEWEST * period, SHORTEST), MOST * period, LONGEST)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Watched:
+    """A pool at its operating point.
+
+    Attributes
+    ----------
+    tokens : home tokens per rank of its mean pass
+    phases : layouts and draws at the first step of each phase
+    timed : prices its steps
+    """
+
+    scenario: Scenario
+    pool: Pool
+    tokens: float
+    phases: tuple[Arrangements, ...]
+    timed: Timed
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The sampled MoE layers, which stand for all."""
+        return self.phases[0].layers
+
+    @property
+    def each(self) -> float:
+        """MoE layers that one of the sampled stands for."""
+        return self.scenario.routing.layers / len(self.layers)
+
+    def moe(self, layer: int) -> Moe:
+        """Return the mixture of a sampled layer."""
+        model = self.scenario.model
+        return model.moe(model.moe_layers[self.layers[layer]])
+
+    def trace(self) -> Trace:
+        """Draw each phase's counts once; a row a phase."""
+        p, period = self.pool.parallel, self.scenario.routing.period
+        total = round(self.tokens * p.ep * p.etp)
+        counts = np.stack([phase.drawn(total, 0)[:, 0] for phase in self.phases]) * p.edp
+        return Trace(
+            counts=counts,
+            most=-(-counts.max(axis=2) // p.ranks),
+            agreement=self._agreement(),
+            row_of_step=np.arange(horizon(period)) // period,
+        )
+
+    def _agreement(self) -> Float[np.ndarray, "phase"]:
+        """Share of the tokens that choose what they chose a phase ago: at most what the shares have in common.
+
+        Tokens that could keep an expert are taken to keep it, each of their experts apart.
+        """
+        shares = [phase.sample.shares(phase.step) for phase in self.phases]
+        common = [np.minimum(*pair).sum(axis=1) ** self.scenario.routing.topk for pair in pairwise(shares)]
+        return np.array([1.0, *(float(each.mean()) for each in common)])
+
+    def start(self) -> Layout:
+        """Return the layout of the sampled layers before the first step."""
+        whole, layers = self.phases[0].layout(self.pool, self.tokens), list(self.layers)
+        return replace(
+            whole,
+            expert_of_slot=whole.expert_of_slot[layers],
+            capacity=whole.capacity[layers],
+            resident=whole.resident[layers],
+            r=np.full(len(layers), self.pool.parallel.etp),
+            degree=whole.degree[layers],
+            alltoall=tuple(whole.alltoall[layer] for layer in layers),
+        )
+
+    def sizes(self) -> Sizes:
+        """Tell policies what they are told once; an expert counts for all the layers that its layer stands for."""
+        p = self.pool.parallel
+        weights = expert_parameters(self.moe(0)) * bytes_of(self.format) / p.etp
+        return Sizes(
+            tokens=max(1, round(self.tokens)),
+            topk=self.scenario.routing.topk,
+            gpus=p.ranks,
+            nodes=max(1, p.ep * p.etp // self.scenario.hardware.offer(self.pool.node).node.gpus),
+            expert=weights * self.each,
+        )
+
+    @property
+    def format(self) -> str:
+        """Storage format of the experts."""
+        return self.pool.precision.get("experts") or self.scenario.model.dtype_of.get("experts", "bf16")
+
+    def charges(self) -> Charges:
+        """Price changes: a recompile is the framework's; weights come in over the outermost tier of the experts."""
+        node, fabric = self.scenario.hardware.offer(self.pool.node).node, self.scenario.hardware.fabric
+        p, machine = self.pool.parallel, machine_of(node, fabric)
+        tier = tier_between(reach(node, fabric), 0, p.ep * p.etp - 1)
+        rate = machine.transfer("send", tier).params["efficiency"] * machine.tier(tier).bandwidth
+        return Charges(rebuild=self.scenario.frameworks[self.pool.framework].recompile, rate=rate)
+
+
+Key = tuple[int, int, bool]
+
+
+def key_of(layout: Layout) -> Key:
+    """Name what a pass's work depends on; arrays that are kept alive have addresses of their own."""
+    return id(layout.expert_of_slot), id(layout.capacity), layout.cached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Phases:
+    """Prices of every phase under every layout that was asked for."""
+
+    watched: Watched
+    trace: Trace
+    own: Knobs
+    _whole: dict[tuple[Key, int], Seconds] = field(default_factory=dict)
+    _kept: dict[Key, Layout] = field(default_factory=dict)
+    _layer: dict[tuple[Moe, Knobs, int], Seconds] = field(default_factory=dict)
+
+    def __call__(self, layout: Layout, step: int) -> Float[np.ndarray, "layer"]:
+        """Share a step's time among its layers, and add what their knobs change."""
+        phase = self.trace.row(step)
+        layers = len(self.watched.layers)
+        return self.whole(layout, phase) / layers + self.changed(layout, phase)
+
+    def whole(self, layout: Layout, phase: int) -> Seconds:
+        """Time a step of a phase under a layout, knobs aside."""
+        key = (key_of(layout), phase)
+        if key not in self._whole:
+            self.fill([(layout, phase)])
+        return self._whole[key]
+
+    def fill(self, pairs: Iterable[tuple[Layout, int]]) -> None:
+        """Time steps of several phases under several layouts together."""
+        for cached in (False, True):
+            wanted = {
+                (key_of(layout), phase): layout
+                for layout, phase in pairs
+                if layout.cached == cached and (key_of(layout), phase) not in self._whole
+            }
+            if wanted:
+                moments = [self.watched.phases[phase].holding(layout) for (_, phase), layout in wanted.items()]
+                self._whole.update(zip(wanted, self.watched.timed(moments, cached).tolist(), strict=True))
+                self._kept.update({key: layout for (key, _), layout in wanted.items()})
+
+    def changed(self, layout: Layout, phase: int) -> Float[np.ndarray, "layer"]:
+        """Seconds that each layer's knobs add to what its own, those of the plan, take."""
+        knobs = zip(layout.r.tolist(), layout.degree.tolist(), layout.alltoall, strict=True)
+        return np.array([self.added(layout, layer, each, phase) for layer, each in enumerate(knobs)])
+
+    def added(self, layout: Layout, layer: int, knobs: Knobs, phase: int) -> Seconds:
+        """Seconds that one layer's knobs add in a phase."""
+        if knobs == self.own:
+            return 0.0
+        capacity = layout.capacity[layer].max()
+        rows = int(self.trace.most[phase, layer] if capacity == NO_LIMIT else capacity)
+        return self.watched.each * (self._one(layer, knobs, rows) - self._one(layer, self.own, rows))
+
+    def _one(self, layer: int, knobs: Knobs, rows: int) -> Seconds:
+        """Time one layer alone at a capacity, rounded up to the next that is priced."""
+        watched = self.watched
+        place = ceil(FINENESS * log2(max(rows, 1)))
+        key = (watched.moe(layer), knobs, place)
+        if key not in self._layer:
+            hardware, training = watched.scenario.hardware, isinstance(watched.scenario.workload, Training)
+            machine = hardware.offer(watched.pool.node).node, hardware.fabric, watched.pool.parallel.ranks
+            rows = ceil(2 ** (place / FINENESS))
+            try:
+                found = layer_seconds(key[0], *machine, rows, knobs, watched.format, backward=training)
+            except PolicyError:
+                found = float("inf")
+            self._layer[key] = found
+        return self._layer[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Followed:
+    """A pool's way through the steps, on the layout it started with and as its policies changed it."""
+
+    watched: Watched
+    prices: Phases
+    charges: Charges
+    sizes: Sizes
+    start: Layout
+    walk: Walk
+
+    @property
+    def trace(self) -> Trace:
+        """What happened."""
+        return self.prices.trace
+
+    @property
+    def mean(self) -> Seconds:
+        """A mean step, what stood still included."""
+        return self.walk.total / self.trace.steps
+
+    @property
+    def still(self) -> Seconds:
+        """A mean step if nothing had been changed."""
+        self.prices.fill([(self.start, phase) for phase in range(len(self.watched.phases))])
+        each = [self.prices.whole(self.start, phase) for phase in range(len(self.watched.phases))]
+        return float(np.array(each) @ self.lengths / self.trace.steps)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "phase"]:
+        """Steps of each phase."""
+        return np.bincount(self.trace.rows, minlength=len(self.watched.phases))
+
+    @property
+    def factor(self) -> float:
+        """How much longer a mean step is than the first: what an estimate of the first step is multiplied with."""
+        return self.mean / self.prices.whole(self.start, 0)
+
+
+def follow(watched: Watched) -> Followed:
+    """Let a pool's reacting policies have their way with it."""
+    start, sizes, trace, charges = watched.start(), watched.sizes(), watched.trace(), watched.charges()
+    own = int(start.r[0]), int(start.degree[0]), start.alltoall[0]
+    prices = Phases(watched=watched, trace=trace, own=own)
+    policies: list[Adaptation] = [make("adaptation", policy) for policy in watched.pool.adaptation]
+    way = walk(policies, start, sizes, trace, prices, charges=charges, seed=watched.phases[0].seed)
+    return Followed(watched=watched, prices=prices, charges=charges, sizes=sizes, start=start, walk=way)
