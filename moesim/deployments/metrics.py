@@ -72,7 +72,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "regret": Metric(
             unit="", less_is_better=True, meaning="how much longer reacting took than it would with full knowledge"
         ),
-        "break_even": Metric(unit="", less_is_better=True, meaning="steps that a mean change must last to pay"),
+        "break_even": Metric(unit="steps", less_is_better=True, meaning="steps that a mean change must last to pay"),
         "memory_headroom": Metric(unit="B", less_is_better=False, meaning="free bytes on the fullest rank"),
     }
 )

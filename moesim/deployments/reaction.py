@@ -88,7 +88,7 @@ def _summed(followed: Followed) -> pd.DataFrame:
         "regret": rival.regret,
         "break_even": rival.break_even,
     }
-    return with_units(pd.DataFrame([row]), dict.fromkeys(("step", "still", "best"), "s"))
+    return with_units(pd.DataFrame([row]), dict.fromkeys(("step", "still", "best"), "s") | {"break_even": "steps"})
 
 
 def _changes(followed: Followed) -> pd.DataFrame:
@@ -99,4 +99,4 @@ def _changes(followed: Followed) -> pd.DataFrame:
         for (step, cost, gain), end in zip(paid(followed), steps[1:], strict=True)
     ]
     table = pd.DataFrame(rows[:TOLD], columns=["before", "stalled", "saved", "break_even", "lasted"])
-    return with_units(table, dict.fromkeys(("stalled", "saved"), "s"))
+    return with_units(table, dict.fromkeys(("stalled", "saved"), "s") | {"break_even": "steps"})

@@ -161,6 +161,8 @@ def space_tree(space: Space) -> dict[str, Tree]:
 
 
 def _alternative(value: object) -> Tree:
+    if isinstance(value, tuple):
+        return [_alternative(policy) for policy in value]
     if not isinstance(value, Policy):
         return value
     tree = policy_tree(value)

@@ -64,7 +64,7 @@ def _in_short(policy: Policy | None) -> str:
     """Name a policy with the values of its settings; doing nothing goes without saying."""
     if policy is None or policy.name == "none":
         return ""
-    values = ",".join(str(value) for value in policy.settings.values())
+    values = ",".join(name if value is True else str(value) for name, value in policy.settings.items())
     return policy.name + (f":{values}" if values else "")
 
 
