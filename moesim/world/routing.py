@@ -39,6 +39,7 @@ class Routing(Protocol):
     @property
     def independent(self) -> bool:
         """Whether a step's tokens choose independently, so that counts of parts of a batch add up to counts of it."""
+        ...
 
     @property
     def period(self) -> int:
