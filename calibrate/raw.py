@@ -6,8 +6,10 @@ torn last line is dropped on reading and cut off before the next one is written.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +133,7 @@ def read(path: Path) -> Raw:
     Raises
     ------
     InputError
-        The file is missing, is not a raw file, or has lines that are not samples; all of them are named.
+        The file is missing, is no raw file (nor one compressed, .gz), or has lines that are no samples; all are named.
     """
     header, lines = parsed(path)
     faults = [fault for number, line in enumerate(lines, 2) if (fault := _fault_of(number, line))]
@@ -151,17 +153,21 @@ def read(path: Path) -> Raw:
 def parsed(path: Path) -> tuple[Line, list[Any]]:
     """Parse the header and the lines; the torn end of a run that was killed is left out."""
     try:
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-    except OSError as fault:
-        raise InputError(
-            str(path), [Fault(path="", problem=fault.strerror or str(fault), remedy="name a file of raw samples")]
-        ) from None
+        whole, _, _ = _bytes_of(path).rpartition(b"\n")
+    except (OSError, EOFError, zlib.error) as fault:
+        problem = getattr(fault, "strerror", None) or str(fault)
+        raise InputError(str(path), [Fault(path="", problem=problem, remedy="name a file of raw samples")]) from None
     texts = whole.decode(errors="replace").split("\n")
     lines = [_json(text) for text in texts]
     if not (isinstance(lines[0], dict) and lines[0].get("format") == FORMAT and "device" in lines[0]):
         problem = f"its first line is not the header of a raw file ({FORMAT})"
         raise InputError(str(path), [Fault(path="line 1", problem=problem, remedy="measure with `moesim calibrate`")])
     return lines[0], lines[1:]
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Read a file; one that is kept for good is compressed."""
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 def _json(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 from pathlib import Path
@@ -30,6 +31,18 @@ def line(m: float = 1.0, seconds: tuple[float, ...] = (1.0, 2.0, 3.0), **more: A
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "raw.jsonl"
+
+
+def test_a_compressed_file_is_read_as_it_was_and_a_damaged_one_is_refused(path: Path) -> None:
+    with Writer(path, HEADER) as writer:
+        writer.append(line())
+    packed = path.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read(packed) == read(path)
+    for damaged in (packed.read_bytes()[:-9], b"no gzip"):
+        packed.write_bytes(damaged)
+        with pytest.raises(InputError, match="name a file of raw samples"):
+            read(packed)
 
 
 def test_what_is_written_is_read_back(path: Path) -> None:
