@@ -1,7 +1,8 @@
 """Collectives of torch.distributed, over gloo or NCCL alike.
 
 What a dynamic gate must do before its uneven all-to-all, telling peers how many rows come and reading the answer back
-on the host, are pieces of their own.
+on the host, are pieces of their own. What moves rows or weights can be differentiated: its gradient is the collective
+that runs the other way.
 """
 
 from __future__ import annotations
@@ -25,10 +26,86 @@ def all_to_all(
     rows: Tensor, taken: Sequence[int] | None = None, given: Sequence[int] | None = None, group: Group = None
 ) -> Tensor:
     """Send rows to all ranks of a group and return theirs: `given` rows to each, `taken` from each; evenly if None."""
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return Flight(taken=taken, given=given, group=group).land_now(rows)
     out = torch.empty_like(rows) if taken is None else rows.new_empty(sum(taken), *rows.shape[1:])
     work = all_to_all_start(out, rows, taken, given, group)
     work.wait()
     return out
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Flight:
+    """One all-to-all under way: `start` sends rows and returns at once, `land` waits for those of the others.
+
+    In a backward pass, `land` sends the gradients back, and `start` waits for them: what is computed between the two
+    runs beside the exchange there as well. All ranks start and land in one order.
+
+    Attributes
+    ----------
+    taken, given : rows from and to each rank; evenly if None
+    """
+
+    taken: Sequence[int] | None = None
+    given: Sequence[int] | None = None
+    group: Group = None
+    _work: Any = None
+    _rows: Tensor | None = None
+    _back: Tensor | None = None
+
+    def start(self, rows: Tensor) -> Tensor:
+        """Send rows; what is returned holds nothing before it has landed."""
+        out: Tensor = _Start.apply(rows, self)
+        return out
+
+    def land(self, out: Tensor) -> Tensor:
+        """Wait for what `start` returned."""
+        landed: Tensor = _Land.apply(out, self)
+        return landed
+
+    def land_now(self, rows: Tensor) -> Tensor:
+        """Start and land."""
+        return self.land(self.start(rows))
+
+    def send(self, rows: Tensor, *, back: bool = False) -> Tensor:
+        """Start the exchange, or the one that runs `back`; both tensors are kept alive until `wait`."""
+        taken, given = (self.given, self.taken) if back else (self.taken, self.given)
+        self._rows = rows.contiguous()
+        out = torch.empty_like(self._rows) if taken is None else rows.new_empty(sum(taken), *rows.shape[1:])
+        self._work = all_to_all_start(out, self._rows, taken, given, self.group)
+        return out
+
+    def wait(self) -> None:
+        """Wait for what was sent last."""
+        self._work.wait()
+        self._work = self._rows = None
+
+
+class _Start(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not seen here
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.send(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        flight = ctx.flight
+        flight.wait()
+        returned, flight._back = flight._back, None
+        return returned, None
+
+
+class _Land(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not seen here
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        flight.wait()
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.flight._back = ctx.flight.send(gradient, back=True)
+        return gradient, None  # only so that `_Start` is next: what it returns is what was sent back
 
 
 def all_to_all_start(
@@ -63,12 +140,21 @@ class Levels:
 
 
 @cache
-def levels(ranks: int, width: int) -> Levels:
-    """Make the groups of nodes of `width` ranks; every rank calls it, with the same numbers and at the same time."""
-    own = dist.get_rank()
-    inner = [dist.new_group(list(range(node * width, (node + 1) * width))) for node in range(ranks // width)]
-    outer = [dist.new_group(list(range(rail, ranks, width))) for rail in range(width)]
-    return Levels(inner=inner[own // width], outer=outer[own % width], width=width)
+def levels(ranks: int, width: int, first: int = 0) -> Levels:
+    """Make the groups of nodes of `width` ranks among `ranks` from `first` on; all of these call it together."""
+    own = dist.get_rank() - first
+    node, rail = own // width, own % width
+    return Levels(
+        inner=group_of(tuple(range(first + node * width, first + (node + 1) * width))),
+        outer=group_of(tuple(range(first + rail, first + ranks, width))),
+        width=width,
+    )
+
+
+@cache
+def group_of(members: tuple[int, ...]) -> Group:
+    """Make the group of some ranks, which all of them ask for in one order; the others need not know."""
+    return dist.new_group(list(members), use_local_synchronization=True)
 
 
 def hierarchical(rows: Tensor, groups: Levels) -> Tensor:
@@ -84,17 +170,31 @@ def hierarchical(rows: Tensor, groups: Levels) -> Tensor:
     return all_to_all(by_node, group=groups.outer).flatten(0, 1)
 
 
-def all_reduce(buffer: Tensor, group: Group = None) -> Tensor:
-    """Sum a buffer over ranks, in place."""
-    dist.all_reduce(buffer, group=group)
+def all_reduce(buffer: Tensor, group: Group = None, *, largest: bool = False) -> Tensor:
+    """Sum a buffer over ranks, in place, or keep the largest of each number."""
+    dist.all_reduce(buffer, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
     return buffer
 
 
 def all_gather(part: Tensor, ranks: int, group: Group = None) -> Tensor:
     """Gather the parts of all ranks, in the order of ranks."""
+    if torch.is_grad_enabled() and part.requires_grad:
+        gathered: Tensor = _Gather.apply(part, ranks, group)
+        return gathered
     out = part.new_empty(ranks * part.shape[0], *part.shape[1:])
     dist.all_gather_into_tensor(out, part, group=group)
     return out
+
+
+class _Gather(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not seen here
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, ranks: int, group: Group) -> Tensor:
+        ctx.ranks, ctx.group = ranks, group
+        return all_gather(part.detach(), ranks, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return reduce_scatter(gradient.contiguous(), ctx.ranks, ctx.group), None, None
 
 
 def reduce_scatter(buffer: Tensor, ranks: int, group: Group = None) -> Tensor:

@@ -39,13 +39,13 @@ def compiled() -> Callable[..., Tensor]:
 
 def first_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a stack ready that no cache has seen: its width differs each time."""
-    _load_compiler(bench.device)
+    load_compiler(bench.device)
     return Case(call=first_compile, args=lambda: _stack(inputs, bench, next(_widths)), warm=0, most=1, on_host=True)
 
 
 def cached_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make the same stack ready again and again, which the compiler's cache on disk knows after the first time."""
-    _load_compiler(bench.device)
+    load_compiler(bench.device)
     args = _stack(inputs, bench, WIDTH)
     return Case(call=first_compile, args=lambda: args, warm=1, most=2, on_host=True)
 
@@ -102,7 +102,7 @@ def replay_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
 
 
 @cache
-def _load_compiler(device: torch.device) -> None:
+def load_compiler(device: torch.device) -> None:
     """Compile something once: the compiler's own modules, and what it asks of the machine, are no graph's cost."""
     torch.compile(torch.neg)(torch.ones(1, device=device))
 

@@ -55,8 +55,10 @@ class ColdFile:
             os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._file)
+        """Let go of the file, once."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def __del__(self) -> None:
         """Let go of the file when the case that used it is gone."""

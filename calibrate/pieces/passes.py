@@ -31,6 +31,11 @@ def swiglu(rows: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
+def gelu(rows: Tensor) -> Tensor:
+    """Apply the activation of networks without a gate."""
+    return functional.gelu(rows)
+
+
 def move(target: Tensor, source: Tensor) -> Tensor:
     """Copy a tensor within the device: the plainest pass over memory."""
     return target.copy_(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,15 @@ def gemm_fp8(rows: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
 def looped(rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
     """Multiply the rows of each expert in turn: rows [sum of counts, k] sorted by expert, weights [expert, k, n].
 
-    An expert without rows costs nothing.
+    An expert without rows costs nothing. The gradients take a product per expert each.
     """
+    if torch.is_grad_enabled() and (rows.requires_grad or weights.requires_grad):
+        made: Tensor = _Looped.apply(rows, weights, counts)
+        return made
+    return _looped(rows, weights, counts)
+
+
+def _looped(rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     start = 0
     for expert, count in enumerate(counts):
@@ -34,6 +42,30 @@ def looped(rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
             torch.mm(rows[start : start + count], weights[expert], out=out[start : start + count])
         start += count
     return out
+
+
+class _Looped(torch.autograd.Function):  # type: ignore[misc]  # torch's types are not seen here
+    """The product with its gradients: products into slices of one tensor are nothing that torch differentiates."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, counts: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        ctx.counts = counts
+        return _looped(rows, weights, counts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_weights, start = torch.empty_like(weights), 0
+        for expert, count in enumerate(ctx.counts):
+            part = slice(start, start + count)
+            if count:
+                torch.mm(rows[part].t(), gradient[part], out=of_weights[expert])
+            else:
+                of_weights[expert].zero_()
+            start += count
+        return _looped(gradient, weights.transpose(1, 2), ctx.counts), of_weights, None
 
 
 def batched(rows: Tensor, weights: Tensor) -> Tensor:

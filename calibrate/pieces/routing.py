@@ -9,14 +9,20 @@ from torch.nn import functional
 from .bench import Bench, Case, Inputs
 
 
-def gate(tokens: Tensor, weights: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """Choose experts: tokens [t, dim], weights [expert, dim]; gives shares [t, topk] that sum to 1, and experts."""
-    return choose(functional.linear(tokens, weights), topk)
+def gate(tokens: Tensor, weights: Tensor, topk: int, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Choose experts: tokens [t, dim], weights [expert, dim]; gives shares [t, topk] that sum to 1, and experts.
+
+    With experts `given`, those are used: a choice is made all the same, so that it takes its time.
+    """
+    return choose(functional.linear(tokens, weights), topk, given)
 
 
-def choose(scores: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+def choose(scores: Tensor, topk: int, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Choose the experts of highest score [t, expert]: shares [t, topk] that sum to 1, and experts [t, topk]."""
-    shares, experts = torch.topk(torch.softmax(scores, dim=-1, dtype=torch.float32), topk, dim=-1)
+    likely = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    shares, experts = torch.topk(likely, topk, dim=-1)
+    if given is not None:
+        shares, experts = likely.gather(1, given), given
     return shares / shares.sum(dim=-1, keepdim=True), experts
 
 
@@ -46,6 +52,36 @@ def unpermute(rows: Tensor, order: Tensor, shares: Tensor) -> Tensor:
     tokens, topk = shares.shape
     weighted = rows * shares.flatten()[order].unsqueeze(1).to(rows.dtype)
     return rows.new_zeros(tokens, rows.shape[1]).index_add_(0, order // topk, weighted)
+
+
+def buffer_order(experts: Tensor, rooms: Tensor, rows: int) -> Tensor:
+    """Place a batch's choices [t, topk] in buffers of `rooms` [expert] rows, `rows` in all, in order of arrival.
+
+    Gives for each row of the buffers the number of the choice that fills it, or -1 where none does: Tutel's sparse
+    encoding, which builds no mask. Choices that find no room are dropped.
+    """
+    order, counts = sort_rows(experts, rooms.numel())
+    held = experts.flatten()[order]
+    place = torch.arange(order.numel(), device=order.device) - (counts.cumsum(0) - counts)[held]
+    row = torch.where(place < rooms[held], (rooms.cumsum(0) - rooms)[held] + place, rows)
+    return order.new_full((rows + 1,), -1).scatter_(0, row, order)[:rows]  # all that is dropped goes to the last row
+
+
+def encode(tokens: Tensor, order: Tensor, topk: int) -> Tensor:
+    """Fill buffers by gathering: tokens [t, dim], order of `buffer_order`; rows that nothing fills hold anything."""
+    if not tokens.shape[0]:
+        return functional.pad(tokens, (0, 0, 0, order.numel()))
+    return tokens.index_select(0, order.clamp(min=0) // topk)
+
+
+def decode(rows: Tensor, order: Tensor, shares: Tensor) -> Tensor:
+    """Add the rows of buffers back to their tokens, weighted: what nothing filled counts nothing; gives [t, dim]."""
+    tokens, topk = shares.shape
+    if not tokens:
+        return rows[:0]
+    weights = functional.pad(shares.flatten(), (0, 1))[order]  # -1 is the last one: 0
+    weighted = rows * weights.unsqueeze(1).to(rows.dtype)
+    return rows.new_zeros(tokens, rows.shape[1]).index_add_(0, order.clamp(min=0) // topk, weighted)
 
 
 def dispatch_mask(shares: Tensor, experts: Tensor, number: int, capacity: int) -> Tensor:

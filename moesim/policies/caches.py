@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,14 +39,106 @@ class CacheRun:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Caches:
-    """The state of all caches while they run: plain arrays over (cache, expert)."""
+class Caches:
+    """Caches while they run, from empty: arrays over (cache, expert). Simulated and executed layers step the same ones.
 
+    Attributes
+    ----------
+    slots : experts a cache holds
+    """
+
+    policy: Buffering
+    slots: int
     resident: Bool[np.ndarray, "cache expert"]
     used: Int[np.ndarray, "cache expert"]
     inserted: Int[np.ndarray, "cache expert"]
     count: Int[np.ndarray, "cache expert"]
     filled: Int[np.ndarray, "cache"]
+    steps: int = 0
+
+    @classmethod
+    def empty(cls, policy: Buffering, caches: int, experts: int, slots: int) -> Caches:
+        """Begin with nothing resident.
+
+        Raises
+        ------
+        PolicyError
+            There are more slots than experts, or none.
+        """
+        if not 1 <= slots <= experts:
+            raise PolicyError(f"a cache of {slots} slots for {experts} experts; give 1 to {experts}")
+        return cls(
+            policy=policy,
+            slots=slots,
+            resident=np.zeros((caches, experts), bool),
+            used=np.full((caches, experts), -1),
+            inserted=np.full((caches, experts), -1),
+            count=np.zeros((caches, experts), int),
+            filled=np.zeros(caches, int),
+        )
+
+    def step(
+        self,
+        accessed: Bool[np.ndarray, "cache expert"],
+        share: Float[np.ndarray, "cache expert"],
+        later: Int[np.ndarray, "cache expert"],
+    ) -> Iterator[tuple[int, Int[np.ndarray, "miss"], Int[np.ndarray, "miss"]]]:
+        """Use experts in order of their number.
+
+        Parameters
+        ----------
+        accessed : which experts each cache uses
+        share : of the steps of a whole history that use each, for policies that know one
+        later : number of the next use in a later step, for those that know the future
+
+        Yields
+        ------
+        expert, the caches it missed in, and which expert left each of these for it; -1 where a slot was free
+        """
+        experts = accessed.shape[1]
+        for expert in np.flatnonzero(accessed.any(axis=0)):
+            users = accessed[:, expert]
+            rows = np.flatnonzero(users & ~self.resident[:, expert])
+            now = self.steps * experts + int(expert)
+            left = np.full(rows.size, -1)
+            if rows.size:
+                full = self.filled[rows] == self.slots
+                if full.any():
+                    left[full] = self._make_room(rows[full], accessed, share, later, now)
+                self.filled[rows] += 1
+                self.resident[rows, expert] = True
+                self.inserted[rows, expert] = now
+            self.used[users, expert] = now
+            self.count[users, expert] += 1
+            yield int(expert), rows, left
+        self.steps += 1
+
+    def _make_room(
+        self,
+        rows: Int[np.ndarray, "full"],
+        needed: Bool[np.ndarray, "cache expert"],
+        share: Float[np.ndarray, "cache expert"],
+        later: Int[np.ndarray, "cache expert"],
+        now: int,
+    ) -> Int[np.ndarray, "full"]:
+        """Let one expert of each full cache go, and say which: the resident one with the smallest key."""
+        experts = needed.shape[1]
+        numbers = np.arange(experts)
+        due = needed[rows] & (numbers > now % experts)
+        seen = CacheView(
+            now=now,
+            needed=needed[rows],
+            used=self.used[rows],
+            inserted=self.inserted[rows],
+            count=self.count[rows],
+            share=share[rows],
+            next_use=np.where(due, now - now % experts + numbers, later[rows]),
+        )
+        key = np.where(self.resident[rows], self.policy(seen).astype(float), np.inf)
+        leaving = key.argmin(axis=1)
+        self.resident[rows, leaving] = False
+        self.filled[rows] -= 1
+        return np.asarray(leaving)
 
 
 def run_caches(policy: Buffering, accessed: Bool[np.ndarray, "step cache expert"], slots: int) -> CacheRun:
@@ -64,65 +157,17 @@ def run_caches(policy: Buffering, accessed: Bool[np.ndarray, "step cache expert"
     PolicyError
         There are more slots than experts, or none.
     """
-    steps, caches, experts = accessed.shape
-    if not 1 <= slots <= experts:
-        raise PolicyError(f"a cache of {slots} slots for {experts} experts; give 1 to {experts}")
-    state = _Caches(
-        resident=np.zeros((caches, experts), bool),
-        used=np.full((caches, experts), -1),
-        inserted=np.full((caches, experts), -1),
-        count=np.zeros((caches, experts), int),
-        filled=np.zeros(caches, int),
-    )
+    caches = Caches.empty(policy, accessed.shape[1], accessed.shape[2], slots)
     share = accessed.mean(axis=0)
-    later = _next_steps(accessed)
+    later = next_steps(accessed)
     missed = np.zeros_like(accessed)
-    for step in range(steps):
-        for expert in np.flatnonzero(accessed[step].any(axis=0)):
-            users = accessed[step, :, expert]
-            rows = np.flatnonzero(users & ~state.resident[:, expert])
-            now = step * experts + int(expert)
-            if rows.size:
-                missed[step, rows, expert] = True
-                full = rows[state.filled[rows] == slots]
-                if full.size:
-                    _make_room(policy, state, full, accessed[step], share, later[step], now)
-                state.filled[rows] += 1
-                state.resident[rows, expert] = True
-                state.inserted[rows, expert] = now
-            state.used[users, expert] = now
-            state.count[users, expert] += 1
+    for step, used in enumerate(accessed):
+        for expert, rows, _ in caches.step(used, share, later[step]):
+            missed[step, rows, expert] = True
     return CacheRun(accessed=accessed, missed=missed)
 
 
-def _make_room(
-    policy: Buffering,
-    state: _Caches,
-    rows: Int[np.ndarray, "full"],
-    needed: Bool[np.ndarray, "cache expert"],
-    share: Float[np.ndarray, "cache expert"],
-    later: Int[np.ndarray, "cache expert"],
-    now: int,
-) -> None:
-    """Let one expert of each full cache go: the resident one with the smallest key."""
-    experts = needed.shape[1]
-    numbers = np.arange(experts)
-    due = needed[rows] & (numbers > now % experts)
-    seen = CacheView(
-        now=now,
-        needed=needed[rows],
-        used=state.used[rows],
-        inserted=state.inserted[rows],
-        count=state.count[rows],
-        share=share[rows],
-        next_use=np.where(due, now - now % experts + numbers, later[rows]),
-    )
-    key = np.where(state.resident[rows], policy(seen).astype(float), np.inf)
-    state.resident[rows, key.argmin(axis=1)] = False
-    state.filled[rows] -= 1
-
-
-def _next_steps(accessed: Bool[np.ndarray, "step cache expert"]) -> Int[np.ndarray, "step cache expert"]:
+def next_steps(accessed: Bool[np.ndarray, "step cache expert"]) -> Int[np.ndarray, "step cache expert"]:
     """Number of the first use of each expert in a later step than each."""
     steps, _, experts = accessed.shape
     numbers = np.arange(experts)

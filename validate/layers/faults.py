@@ -73,10 +73,10 @@ def _wrong_ranks(spec: LayerSpec) -> Iterator[Fault]:
     """Name what is wrong with degrees and placement."""
     if spec.ranks % spec.ep:
         yield _fault("ep", f"{spec.ep} does not divide {spec.ranks} ranks", "give a divisor")
-    if spec.width < 1 or (spec.alltoall == "two_dh" and (spec.ep % spec.width or not 1 < spec.width < spec.ep)):
-        yield _fault(
-            "width", f"nodes of {spec.width} in exchanges of {spec.ep} ranks", "two_dh needs whole nodes of 2 or more"
-        )
+    among = spec.ep if spec.r is None else spec.ranks
+    if spec.width < 1 or (spec.alltoall == "two_dh" and (among % spec.width or not 1 < spec.width < among)):
+        remedy = "two_dh needs two or more whole nodes of 2 or more"
+        yield _fault("width", f"nodes of {spec.width} in exchanges of {among} ranks", remedy)
     if spec.r is not None:
         yield from _wrong_r(spec)
         return

@@ -42,6 +42,10 @@ class Layer(Protocol):
         """
         ...
 
+    def restart(self) -> None:
+        """Forget what earlier steps left behind: resident experts, scores, cached assignments, altered capacities."""
+        ...
+
     def close(self) -> None:
         """Let go of files and threads."""
         ...
