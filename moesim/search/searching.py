@@ -89,29 +89,26 @@ class Search:
         return objectives(summary, targets_of(self.scenario), self.goal, self.traded)
 
     def _split(self, outcome: Outcome, role: np.ndarray, floors: Estimates) -> Outcome:
-        """Search pairs of pools on every offer."""
+        """Search pairs of pools on every offer, the best bound first: what is found there may rule others out."""
         why = splits(self.scenario, self.goal, self.traded)
         if why:
             return replace(outcome, unsplit=why)
         splitter = Splitter(scenario=self.scenario, estimator=self.estimator, goal=self.goal, frontier=self.traded)
         table, fits = self.estimator.table, self.estimator.memory.fits
         names = np.array([like.node for like in table.variants])[table.variant]
+        tries = []
         for offer in self.scenario.hardware.offers:
             here = [np.flatnonzero((names == offer.node.name) & (role == side)) for side in ("prefill", "decode")]
-            fit = (here[0][fits[here[0]]], here[1][fits[here[1]]])
+            sides = splitter.sides((here[0][fits[here[0]]], here[1][fits[here[1]]]), floors)
+            tries.append((splitter.best(offer, sides), len(here[0]) * len(here[1]), offer, sides))
+        for _, everything, offer, sides in sorted(tries, key=lambda each: each[0]):
             before = outcome.deployed
-            pairs = splitter.search(
-                offer,
-                fit,
-                floors,
-                lambda before=before: self.objectives(before, self.estimator.estimates),  # type: ignore[misc]
-            )
-            everything = len(here[0]) * len(here[1])
+            pairs = splitter.search(offer, sides, self.objectives(before, self.estimator.estimates))
             outcome = replace(
                 outcome,
                 deployed=together(before, pairs),
                 considered=outcome.considered + everything,
-                unfit=outcome.unfit + everything - len(fit[0]) * len(fit[1]),
+                unfit=outcome.unfit + everything - len(sides[0].rows) * len(sides[1].rows),
             )
         return outcome
 

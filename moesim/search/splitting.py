@@ -8,7 +8,7 @@ the pools, each beside the best partners it could have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ def splits(scenario: Scenario, goal: str, frontier: Sequence[str]) -> str:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Side:
+class Side:
     """Pools of one role on one node type: what each contributes to a pair, by bound until it is estimated.
 
     `able` is what the fewest replicas that carry the load can do, output tokens/s.
@@ -66,6 +66,10 @@ class _Side:
         return np.flatnonzero(front(np.stack([self.nodes.astype(float), self.latency], axis=1)))
 
 
+Sides = tuple[Side, Side]
+"""Pools that prefill, and pools that decode."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Splitter:
     """Searches the pairs on one offer."""
@@ -75,22 +79,34 @@ class Splitter:
     goal: str
     frontier: tuple[str, ...]
 
-    def search(
-        self, offer: Offer, roles: tuple[Whole, Whole], floors: Estimates, incumbents: Callable[[], Objectives]
-    ) -> Deployments:
+    def sides(self, roles: tuple[Whole, Whole], floors: Estimates) -> Sides:
+        """Bound the pools on an offer.
+
+        Parameters
+        ----------
+        roles : rows of the pools that fit: those that prefill, those that decode
+        floors : bounds of every pool
+        """
+        prefill, decode = (self._side(rows, floors, metric) for rows, metric in zip(roles, LATENCIES, strict=True))
+        return prefill, decode
+
+    def best(self, offer: Offer, sides: Sides) -> tuple[float, ...]:
+        """Rank that no pair on an offer can be before; infinitely bad where there is none."""
+        lower, _ = self._beside(offer, sides, 0, sides[0].edge())
+        first = lower.order(np.arange(len(lower.rank)))[:1]
+        return tuple(lower.rank[first].ravel().tolist()) or (np.inf,)
+
+    def search(self, offer: Offer, sides: Sides, incumbents: Objectives) -> Deployments:
         """Estimate pools until no pair with one that is left can matter; return all pairs of estimated pools.
 
         Parameters
         ----------
-        roles : rows of the pools on this offer that fit: those that prefill, those that decode
-        floors : bounds of every pool
+        sides : the pools on this offer, by bound; what is estimated is written into them
         incumbents : objectives of the plans that a pair must beat
         """
-        sides = tuple(self._side(rows, floors, metric) for rows, metric in zip(roles, LATENCIES, strict=True))
-        before = incumbents()
         while True:
             pairs = self._pairs(sides)
-            best = _joined(before, self.objectives(pairs))
+            best = _joined(incumbents, self.objectives(pairs))
             chosen = [self._next(offer, sides, turn, best) for turn in (0, 1)]
             if not any(len(places) for places in chosen):
                 return pairs
@@ -104,9 +120,9 @@ class Splitter:
         summary = summarize(self.scenario, deployed, self.estimator.estimates)
         return objectives(summary, targets_of(self.scenario), self.goal, self.frontier)
 
-    def _side(self, rows: Whole, floors: Estimates, metric: str) -> _Side:
+    def _side(self, rows: Whole, floors: Estimates, metric: str) -> Side:
         number = len(rows)
-        side = _Side(
+        side = Side(
             rows=rows,
             nodes=np.zeros(number, np.int64),
             able=np.zeros(number),
@@ -116,7 +132,7 @@ class Splitter:
         self._fill(side, np.arange(number), floors, metric)
         return side
 
-    def _fill(self, side: _Side, places: Whole, estimates: Estimates, metric: str) -> None:
+    def _fill(self, side: Side, places: Whole, estimates: Estimates, metric: str) -> None:
         """Write what pools contribute, by bounds or by estimates; a pool that a policy refused contributes nothing."""
         rows = side.rows[places]
         table = self.estimator.table.take(rows)
@@ -126,25 +142,28 @@ class Splitter:
         side.able[places] = metrics["rate"] * replicas
         side.latency[places] = np.nan_to_num(metrics[metric], nan=np.inf)
 
-    def _next(self, offer: Offer, sides: tuple[_Side, ...], turn: int, best: Objectives) -> Whole:
+    def _next(self, offer: Offer, sides: Sides, turn: int, best: Objectives) -> Whole:
         """Choose pools of one side to estimate: of those that may matter, the ones that rank first by their bounds."""
-        own, other = sides[turn], sides[1 - turn]
-        partners = other.edge()
-        if not len(partners):
-            return partners
+        own = sides[turn]
         places = np.flatnonzero(~own.known)
         places = places[~self._beaten(own, places, LATENCIES[turn])]
+        lower, at = self._beside(offer, sides, turn, places)
+        matters = np.flatnonzero(_ranks_first(lower, best) | _extends(lower, best))
+        return distinct(at[lower.order(matters)])[:TURN]
+
+    def _beside(self, offer: Offer, sides: Sides, turn: int, places: Whole) -> tuple[Objectives, Whole]:
+        """Bound pairs of some pools of one side and the best partners they could have; say whose each pair is."""
+        own, other = sides[turn], sides[1 - turn]
+        partners = other.edge()
         at, partner = (part.reshape(-1) for part in np.meshgrid(places, partners, indexing="ij"))
         nodes = own.nodes[at] + other.nodes[partner]
         at, partner = at[nodes <= offer.max_nodes], partner[nodes <= offer.max_nodes]
         latencies = (own.latency[at], other.latency[partner])
         able = np.minimum(own.able[at], other.able[partner])
         nodes = own.nodes[at] + other.nodes[partner]
-        lower = self._bounds(offer, nodes, able, *(latencies if turn == 0 else latencies[::-1]))
-        matters = np.flatnonzero(_ranks_first(lower, best) | _extends(lower, best))
-        return distinct(at[lower.order(matters)])[:TURN]
+        return self._bounds(offer, nodes, able, *(latencies if turn == 0 else latencies[::-1])), at
 
-    def _beaten(self, side: _Side, places: Whole, metric: str) -> Bool[np.ndarray, "pool"]:
+    def _beaten(self, side: Side, places: Whole, metric: str) -> Bool[np.ndarray, "pool"]:
         """Whether an estimated pool needs no more nodes and is no slower, as far as that matters.
 
         A latency that is neither goal nor traded off only has to keep within its target.
@@ -173,7 +192,7 @@ class Splitter:
         )
         return objectives(summary, targets_of(self.scenario), self.goal, self.frontier)
 
-    def _pairs(self, sides: tuple[_Side, ...]) -> Deployments:
+    def _pairs(self, sides: Sides) -> Deployments:
         """Combine estimated pools at the fewest replicas that carry the load, where no other beats them on their side.
 
         A pool that another beats makes no pair that the other's would not beat.
