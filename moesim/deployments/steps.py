@@ -7,7 +7,6 @@ knots, so that n such steps in a row have a closed form that equals their sum to
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -119,15 +118,26 @@ class StepTable:
         """
         decoded = sequences * self.width
         place, share = self._place(decoded + prompt)
-        beyond = pairs / prompt - self.near
-        spread = (fullest * self.groups / prompt - 1) / (self.groups - 1) if self.groups > 1 else 0.0
+        beyond, spread = pairs / prompt - self.near, 0.0
+        if self.groups > 1:
+            spread = (fullest * self.groups / prompt - 1) / (self.groups - 1)
         low, high = self._prompts(place - 1, spread, beyond), self._prompts(place, spread, beyond)
         ticks = low + share * (high - low)
         if decoded:
-            mean = context / (sequences * GRAIN)
-            low, high = (_linear(self.contexts, self.decode[knot], mean) for knot in (place - 1, place))
+            low, high = self._decodes(place, context / (sequences * GRAIN))
             ticks = ((low + share * (high - low)) * decoded + ticks * prompt) / (decoded + prompt)
-        return max(round(ticks), 1)
+        return round(ticks) or 1
+
+    def _decodes(self, place: int, mean: float) -> tuple[float, float]:
+        """Ticks of a step of decodes at the token knots below and above, on with the last slope on either side."""
+        knots = self.contexts
+        at = bisect_left(knots, mean, 1, len(knots) - 1)
+        share = (mean - knots[at - 1]) / (knots[at] - knots[at - 1])
+        below, above = self.decode[place - 1], self.decode[place]
+        return (
+            below[at - 1] + share * (below[at] - below[at - 1]),
+            above[at - 1] + share * (above[at] - above[at - 1]),
+        )
 
     def _prompts(self, knot: int, spread: float, beyond: float) -> float:
         """Ticks of a step of prompts at a token knot."""
@@ -147,19 +157,7 @@ class StepTable:
         Below the first knot, at the first; beyond the last, on with the last slope.
         """
         knots = self.tokens
-        place = min(max(bisect_left(knots, tokens), 1), len(knots) - 1)
+        place = bisect_left(knots, tokens, 1, len(knots) - 1)
         low = knots[place - 1]
-        return place, max((tokens - low) / (knots[place] - low), 0.0)
-
-
-def _linear(knots: Sequence[float], values: Sequence[float], at: float) -> float:
-    """Interpolate, and go on with the last slope on either side.
-
-    Examples
-    --------
-    >>> _linear([0, 1, 2], [0, 10, 30], 1.5), _linear([0, 1, 2], [0, 10, 30], 3)
-    (20.0, 50.0)
-    """
-    place = min(max(bisect_left(knots, at), 1), len(knots) - 1)
-    share = (at - knots[place - 1]) / (knots[place] - knots[place - 1])
-    return values[place - 1] + share * (values[place] - values[place - 1])
+        share = (tokens - low) / (knots[place] - low)
+        return place, share if share > 0.0 else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moesim.deployments.serving.asked import Asked
 from moesim.deployments.serving.ticks import NEVER
@@ -26,6 +26,7 @@ class Book:
     preempted : how often its cache was taken away
     replica : who served it last
     refused : whether its cache can never fit
+    stalled : requests that have given tokens and are in no batch, and when they last gave one
     """
 
     held: list[int]
@@ -42,6 +43,7 @@ class Book:
     preempted: list[int]
     replica: list[int]
     refused: list[bool]
+    stalled: dict[int, int] = field(default_factory=dict)
 
 
 def open_book(asked: Asked, steps: Sequence[int]) -> Book:

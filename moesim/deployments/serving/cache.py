@@ -19,7 +19,7 @@ class Cache:
         self._block = limits.block
         self._whole = limits.whole
         self._sequences = 0
-        self._residues = [0] * (1 if limits.whole else limits.block)
+        self._residues = [0] * limits.block
 
     def blocks(self, tokens: int) -> int:
         """Blocks that so many tokens fill or begin."""
@@ -39,10 +39,10 @@ class Cache:
 
     def taken(self, step: int, steps: int = 1) -> int:
         """Blocks that decoding sequences take in so many steps."""
-        if not self._sequences:
-            return 0
         if steps == 1:
             return self._residues[-step % self._block]
+        if not self._sequences:
+            return 0
         turns, rest = divmod(steps, self._block)
         last = -step % self._block + 1  # residues are met downwards, and begin again at the top
         taken = sum(self._residues[max(last - rest, 0) : last])
@@ -52,7 +52,7 @@ class Cache:
 
     def enough_for(self, step: int, wanted: int) -> int:
         """Steps for which free blocks are enough: those wanted or more, or fewer where they are not."""
-        if not self._sequences:
+        if (wanted // self._block + 1) * self._sequences <= self.free:
             return wanted
         # Every sequence takes one block in as many steps as a block has tokens.
         turns, rest = divmod(self.free, self._sequences)

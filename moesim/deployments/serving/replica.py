@@ -22,6 +22,8 @@ from moesim.deployments.steps import GRAIN, StepTable
 _SHIFT = 32
 _MASK = (1 << _SHIFT) - 1
 
+_NO_RUN = (0, 0, 0)
+
 Chunks = list[tuple[int, int]]
 """Requests, and how many tokens of their prompts a step works on."""
 
@@ -30,7 +32,8 @@ class Replica:
     """A replica's batch and queue.
 
     `add` queues a request; `start` plans the next steps and says when they end; `interrupt` cuts them at the first step
-    that ends at or after a time; `end` carries them out and returns the requests that are done.
+    that ends at or after a time; `end` carries them out and returns the requests that are done. `fail` loses everything,
+    and `swap` changes the step table between two steps.
 
     `log` holds six numbers per run: start, steps, ticks, decoding sequences, prompt tokens, and how many gaps between
     two tokens were as long as a step. `gaps` holds the others, as pairs of ticks and how many gaps had them.
@@ -39,15 +42,17 @@ class Replica:
     __slots__ = (
         "_advancing",
         "_chunks",
+        "_copied",
         "_heap",
         "_late",
         "_paused",
+        "_prompt",
         "_prompts",
         "_run",
         "_running",
         "_stall",
-        "_stalled",
         "_started",
+        "_swapped",
         "book",
         "cache",
         "context",
@@ -77,11 +82,13 @@ class Replica:
         self._running: dict[int, int] = {}  # admitted requests, oldest first: the step each ends at, -1 in its prompt
         self._prompts: dict[int, int] = {}  # admitted requests whose prompt is not done: its tokens to go
         self._chunks: Chunks = []
+        self._prompt = 0  # tokens in them
         self._advancing = 0  # sequences that decode in this run
-        self._run = (0, 0, 0)  # its steps, and the intercept and slope of their ticks
+        self._run = _NO_RUN  # its steps, and the intercept and slope of their ticks
         self._started = 0
         self._stall = 0  # ticks of copying before the next step
-        self._stalled: dict[int, int] = {}  # preempted requests: when they last gave a token
+        self._swapped: tuple[StepTable, int] | None = None  # the next step's table, and ticks to wait for it
+        self._copied: set[int] = set()  # preempted requests whose cache is on the host
         self._late: list[tuple[int, int]] = []  # when sequences last gave a token, and how many, if not a step ago
         self._paused = 0  # how many of them wait for prompts
 
@@ -90,17 +97,14 @@ class Replica:
         """Whether it is at work."""
         return self._run[0] > 0
 
-    def fits(self, request: int) -> bool:
-        """Whether a request's cache can ever fit."""
-        book = self.book
-        return (book.held if self.limits.hands_over else book.last)[request] <= self.limits.largest
-
     def add(self, request: int) -> None:
         """Queue a request that fits."""
         self.waiting.append(request)
 
     def start(self, now: int) -> int:
         """Plan what comes next, and say when it ends; `NEVER` where there is nothing to do."""
+        if self._swapped is not None:
+            self._take_table()
         chunks = self._chunks = self._planned(now)
         self._advancing = self.decoding
         if chunks:
@@ -117,9 +121,74 @@ class Replica:
 
     def interrupt(self, now: int) -> int:
         """Cut a run for a request that has come; say when it ends now, `NEVER` where that is as before."""
-        steps, intercept, slope = self._run
-        if steps == 1 or self._shut():
+        if self._run[0] == 1 or self._shut():
             return NEVER
+        cut = self._steps_until(now)
+        return self._cut(cut + -(self.step + cut) % self.limits.poll)
+
+    def swap(self, table: StepTable, stall: int, now: int) -> int:
+        """Take another step table after the step that runs, and wait so many ticks before the one that follows."""
+        self._swapped = (table, stall)
+        if not self.busy:
+            self._take_table()
+            return NEVER
+        return self._cut(self._steps_until(now)) if self._run[0] > 1 else NEVER
+
+    def fail(self, now: int) -> list[int]:
+        """Lose all caches, and the step that runs; list the requests in hand, which are worked on again elsewhere."""
+        if self.busy:
+            self._lose(now)
+        last = self._late[0][0] if self._paused else self._started
+        lost = [*self._running, *self.waiting]
+        for request, ends in self._running.items():
+            if ends >= 0:
+                self._again(request, self.book.left[request] - (ends - self.step), last)
+        for request in self.waiting:
+            if self.book.ready[request]:
+                self._again(request, 0, last)
+        self._copied.clear()
+        self.waiting.clear()
+        self._running.clear()
+        self._prompts.clear()
+        self._heap.clear()
+        self._late.clear()
+        self.decoding = self.context = self._stall = self._paused = 0
+        self.cache = Cache(self.limits)
+        self.prefixes = Prefixes(self.limits.prefixes)
+        return lost
+
+    def end(self, now: int) -> list[int]:
+        """Carry out what was planned; list the requests that are done."""
+        steps, advancing, chunks = self._run[0], self._advancing, self._chunks
+        late = self._end_gaps() if advancing and self._late else 0
+        prompt = self._prompt if chunks else 0
+        self.log.extend((self._started, steps, now - self._started, advancing, prompt, steps * advancing - late))
+        done: list[int] = []
+        if advancing:
+            cache, before = self.cache, self.step
+            cache.free -= cache.taken(before, steps)
+            self.step = before + steps
+            self.context += steps * advancing * self.limits.growth
+            if self._heap[0] >> _SHIFT <= self.step:
+                done = self._ended()
+        self._run = _NO_RUN
+        for request, size in chunks:
+            if self._prompt_done(request, size, now):
+                done.append(request)
+        for request in done:
+            self.book.done[request] = now
+        return done
+
+    def _take_table(self) -> None:
+        """Begin to work by another step table."""
+        assert self._swapped is not None
+        self.table, stall = self._swapped
+        self._stall += stall
+        self._swapped = None
+
+    def _steps_until(self, now: int) -> int:
+        """Steps of the run up to the first that ends at or after a time."""
+        _, intercept, slope = self._run
         elapsed, growth = now - self._started, slope * self.decoding * self.limits.growth
         if growth:
             linear = 2 * (intercept + slope * self.context) - growth
@@ -128,31 +197,36 @@ class Replica:
             cut = elapsed // (intercept + slope * self.context)
         while self._ticks(cut) < elapsed:
             cut += 1
-        cut += -(self.step + cut) % self.limits.poll
+        return cut
+
+    def _cut(self, cut: int) -> int:
+        """Cut the run to so many steps, one at least; when it ends now, `NEVER` where it is no longer than that."""
+        steps, intercept, slope = self._run
         if cut >= steps:
             return NEVER
         self._run = (max(cut, 1), intercept, slope)
         return self._started + self._ticks(self._run[0])
 
-    def end(self, now: int) -> list[int]:
-        """Carry out what was planned; list the requests that are done."""
-        (steps, _, _), chunks, advancing = self._run, self._chunks, self._advancing
-        late = self._end_gaps() if advancing and self._late else 0
-        prompt = sum(size for _, size in chunks) if chunks else 0
-        self.log.extend((self._started, steps, now - self._started, advancing, prompt, steps * advancing - late))
-        done: list[int] = []
-        if advancing:
-            self.cache.free -= self.cache.taken(self.step, steps)
-            self.step += steps
-            self.context += steps * advancing * self.limits.growth
-            if self._heap and self._heap[0] >> _SHIFT <= self.step:
-                done = self._ended()
-        self._run = (0, 0, 0)
-        if chunks:
-            done += [request for request, size in chunks if self._prompt_done(request, size, now)]
-        for request in done:
-            self.book.done[request] = now
-        return done
+    def _lose(self, now: int) -> None:
+        """End the run with the last step that is over by now; prompts in a step that is not are worked on again."""
+        self._chunks = []
+        steps = self._steps_until(now) if self._advancing and self._run[0] > 1 else 0
+        if steps and self._started + self._ticks(steps) > now:
+            steps -= 1
+        if steps:
+            self._cut(steps)
+            over = self._started + self._ticks(steps)
+            self.end(over)
+            self._started = over
+        self._run = _NO_RUN
+
+    def _again(self, request: int, past: int, last: int) -> None:
+        """Let a request's prompt hold what it has given: in the steps since it joined, and the token given last."""
+        book, growth = self.book, self.limits.growth
+        book.ready[request] = False
+        book.held[request] += past * growth // GRAIN + 1
+        book.left[request] -= past + (growth == GRAIN)  # where a step gives more than a token, a prompt gives less
+        book.stalled.setdefault(request, last)
 
     def _ticks(self, steps: int) -> int:
         """Duration of the first steps of the run."""
@@ -164,7 +238,8 @@ class Replica:
 
     def _planned(self, now: int) -> Chunks:
         """Make room for what decodes, then list the prompt tokens of this step: of prompts begun, then of new ones."""
-        limits, short = self.limits, self._make_room(now)
+        limits, cache = self.limits, self.cache
+        short = cache.free < self.decoding and self._make_room(now)  # a step takes at most a block for each
         if not self._prompts and (short or not self.waiting):
             return []
         if limits.prompts_first:
@@ -178,9 +253,9 @@ class Replica:
                 break
             chunks.append((request, part))
             left -= part
-        if short or (self.decoding and self.step % limits.poll):
+        if not self.waiting or short or (self.decoding and self.step % limits.poll):
             return chunks
-        free = self.cache.free - self.cache.taken(self.step) if self.waiting else 0
+        free = cache.free - cache.taken(self.step)
         while self.waiting and left > 0 < each and len(self._running) < limits.sequences:
             request = self.waiting[0]
             needed = self._needed(request)
@@ -218,8 +293,10 @@ class Replica:
             book.admitted[request] = now
         if book.ready[request]:
             book.ready[request] = False
-            self._stall += self.limits.swap * book.held[request] if request in self._stalled else 0
-            self._late.append((self._stalled.pop(request, book.first[request]), 1))
+            if request in self._copied:
+                self._copied.remove(request)
+                self._stall += self.limits.swap * book.held[request]
+            self._late.append((book.stalled.pop(request), 1))
             self._join(request)
             return 0
         self._running[request] = -1
@@ -239,12 +316,14 @@ class Replica:
     def _prompt_step(self, chunks: Chunks) -> int:
         """Ticks of a step with these chunks of prompts."""
         total, pairs, largest = 0, 0.0, 0
-        held, to_go = self.book.held, self._prompts
+        held, to_go, groups = self.book.held, self._prompts, self.table.groups
         for request, size in chunks:
             total += size
             pairs += size * (held[request] - to_go[request] + size / 2)
-            largest = max(largest, size)
-        fullest = max(largest, total / self.table.groups)
+            if size > largest:
+                largest = size
+        self._prompt = total
+        fullest = largest if largest * groups > total else total / groups
         return self.table.mixed(self._advancing, self.context, total, pairs, fullest)
 
     def _decode_run(self) -> tuple[int, int, int]:
@@ -252,7 +331,10 @@ class Replica:
         edge, intercept, slope = self.table.piece(self.decoding, self.context)
         if self._stall:
             return 1, intercept + slope * self.context + self._stall, 0
-        steps = min(self._next_end() - self.step, -(-(edge - self.context) // (self.decoding * self.limits.growth)))
+        grown = self.decoding * self.limits.growth
+        steps = self._next_end() - self.step
+        if self.context + steps * grown > edge:
+            steps = -(-(edge - self.context) // grown)
         if self.waiting and self.limits.poll > 1:
             steps = min(steps, self.limits.poll - self.step % self.limits.poll)
         return min(steps, self.cache.enough_for(self.step, steps)), intercept, slope
@@ -276,22 +358,23 @@ class Replica:
 
     def _next_end(self) -> int:
         """Step at which the first decoding request ends; forgets those that were preempted."""
-        while True:
-            step, request = self._heap[0] >> _SHIFT, self._heap[0] & _MASK
-            if self._running.get(request) == step:
-                return step
-            heappop(self._heap)
+        heap, running = self._heap, self._running
+        while running.get(heap[0] & _MASK) != heap[0] >> _SHIFT:
+            heappop(heap)
+        return heap[0] >> _SHIFT
 
     def _ended(self) -> list[int]:
         """Let the requests go whose last step this was, by number."""
-        done = []
-        while self._heap and self._heap[0] >> _SHIFT <= self.step:
-            entry = heappop(self._heap)
+        done, heap, step, running = [], self._heap, self.step, self._running
+        left, session = self.book.left, self.book.session
+        while heap and heap[0] >> _SHIFT <= step:
+            entry = heappop(heap)
             request = entry & _MASK
-            if self._running.get(request) == entry >> _SHIFT:
-                self._leave(request, self.book.left[request])
-                del self._running[request]
-                self._keep(request)
+            if running.get(request) == entry >> _SHIFT:
+                self._leave(request, left[request])
+                del running[request]
+                if session[request] >= 0:
+                    self._keep(request)
                 done.append(request)
         return done
 
@@ -305,8 +388,7 @@ class Replica:
 
     def _keep(self, request: int) -> None:
         """Keep a request's tokens for later ones of its session."""
-        if self.book.session[request] >= 0:
-            self.prefixes.keep(self.book.session[request], self.book.last[request])
+        self.prefixes.keep(self.book.session[request], self.book.last[request])
 
     def _prompt_done(self, request: int, size: int, now: int) -> bool:
         """Work off a part of a prompt; whether the request is done with it."""
@@ -317,14 +399,15 @@ class Replica:
         book = self.book
         if book.first[request] == NEVER:
             book.first[request] = now
-        if request in self._stalled:
-            self.gaps.extend((now - self._stalled.pop(request), 1))
+        if request in book.stalled:
+            self.gaps.extend((now - book.stalled.pop(request), 1))
         if book.left[request] and not self.limits.hands_over:
             self._join(request)
             return False
         self.cache.free += self._owned(request, book.held[request])
         del self._running[request]
-        self._keep(request)
+        if book.session[request] >= 0:
+            self._keep(request)
         return True
 
     def _join(self, request: int) -> None:
@@ -355,9 +438,10 @@ class Replica:
             return
         past = book.left[request] - (ends - self.step)
         self._leave(request, past)
-        self._stalled[request] = now
+        book.stalled[request] = now
         if self.limits.swap:
             book.ready[request] = True
+            self._copied.add(request)
             self._stall += self.limits.swap * (book.held[request] + past)
         else:
             past += 1  # the token it gave last is part of its prompt now
