@@ -32,6 +32,7 @@ from moesim.policies.protocols import (
     Buffering,
     CacheView,
     Change,
+    Demand,
     Gated,
     Gating,
     Overlap,
@@ -39,6 +40,7 @@ from moesim.policies.protocols import (
     Placement,
     Prefetch,
     Router,
+    Scaling,
     Seen,
     Shortcut,
     Sizes,
@@ -60,6 +62,7 @@ __all__ = [
     "check_placement",
     "check_prefetch",
     "check_router",
+    "check_scaling",
     "check_shortcut",
     "rank_loads",
     "sizes_by_name",
@@ -613,6 +616,20 @@ def check_router(router: Router) -> None:
         assert chosen == set(range(replicas)), f"never chooses some of {replicas} replicas"
 
 
+def check_scaling(scaling: Scaling) -> None:
+    """Check that a number that exists is chosen, that a crowd adds replicas, and that no state is hidden."""
+    assert min(scaling.every, scaling.lag, scaling.hold) >= 0, "a negative time"
+    for replicas in (1, 2, 9):
+        for on in range(1, replicas + 1):
+            for waiting, working in ((0, 0), (0, 3 * on), (100, 8 * on), (5000, 8 * on)):
+                seen = Demand(replicas=replicas, on=on, waiting=waiting, working=working, places=8)
+                wanted = scaling(seen)
+                assert wanted in range(1, replicas + 1), f"wants {wanted} of {replicas} replicas"
+                assert wanted == scaling(seen), "two answers to one question"
+                assert wanted >= on or waiting == 0, "takes replicas away while requests wait"
+                assert wanted == replicas or waiting < 5000, "leaves a crowd waiting"
+
+
 CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
     {
         "adaptation": check_adaptation,
@@ -624,6 +641,7 @@ CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
         "placement": check_placement,
         "prefetch": check_prefetch,
         "router": check_router,
+        "scaling": check_scaling,
         "shortcut": check_shortcut,
     }
 )

@@ -56,6 +56,7 @@ class Naive:
     ends: int = NEVER
     steps: int = 0
     most_blocks: int = 0
+    coming: tuple[StepTable, int] | None = None
     gaps: list[int] = field(default_factory=list)
 
     def needed(self, sequence: Sequence) -> int:
@@ -87,7 +88,10 @@ class Naive:
 
     def start(self, now: int) -> None:
         groups, width, limits = self.table.groups, self.table.width, self.limits
-        stall = self.make_room()
+        waits = 0
+        if self.coming:
+            (self.table, waits), self.coming = self.coming, None
+        stall = self.make_room() + waits
         busy = 0 if limits.prompts_first else len(self.decoding)
         each = limits.budget - -(-busy // groups) * width
         left = groups * limits.budget - busy * width
@@ -158,6 +162,22 @@ class Naive:
             self.short += 1
         return stall
 
+    def fail(self) -> list[Sequence]:
+        """Lose everything, the step that runs too."""
+        lost = self.running + self.waiting
+        for each in lost:
+            each.cached = each.target = each.saved = 0
+            each.swapped = False
+        self.running, self.waiting, self.prefixes, self.ends = [], [], [], NEVER
+        return lost
+
+    def swap(self, table: StepTable, stall: int) -> None:
+        """Take another table before the next step, and wait for it; what is idle does not wait."""
+        if self.running or self.waiting:
+            self.coming = table, stall
+        else:
+            self.table = table
+
     def end(self, now: int) -> list[Sequence]:
         advancing, ended = self.advancing, []
         for each in advancing:
@@ -183,10 +203,24 @@ class Naive:
         return done
 
 
+STALL = 2**36
+"""Ticks that a change of step table takes."""
+
+Event = tuple[int, str, int, tuple[int, ...], StepTable | None]
+"""When, `fail`, `accept` or `swap`, a stage, replicas of it, and a table."""
+
+
 def serve_naively(
-    first: list[Naive], asked: Asked, *, second: list[Naive] | None = None, per_token: int = 0, lanes: int = 1
+    first: list[Naive],
+    asked: Asked,
+    *,
+    second: list[Naive] | None = None,
+    per_token: int = 0,
+    lanes: int = 1,
+    script: list[Event] | None = None,
 ) -> list[Sequence]:
-    """Serve all requests, one instant after the other; each goes where fewest are in hand."""
+    """Serve all requests, one instant after the other; each goes where fewest are in hand of those that accept."""
+    script = list(script or [])
     facts = zip(asked.prompt, asked.output, asked.shared, asked.session, asked.arrival, strict=True)
     sequences = [
         Sequence(number=i, prompt=int(p), output=int(o), prefix=int(c), session=int(s), arrived=int(a))
@@ -195,13 +229,25 @@ def serve_naively(
     coming, moving = list(sequences), []
     stages = [first, second or []]
     hands = [[0] * len(stage) for stage in stages]
+    accepting = [set(range(len(stage))) for stage in stages]
+    stranded: list[list[Sequence]] = [[], []]
     free = [[0] * lanes for _ in first]
+
+    def send(depth: int, each: Sequence) -> None:
+        if not accepting[depth]:
+            stranded[depth].append(each)
+            return
+        place = min(sorted(accepting[depth]), key=hands[depth].__getitem__)
+        hands[depth][place] += 1
+        stages[depth][place].waiting.append(each)
+
     for each in coming[: asked.concurrency]:
         each.arrived = 0
     let_in = asked.concurrency
-    while coming or moving or any(replica.ends < NEVER for stage in stages for replica in stage):
+    while coming or moving or any(stranded) or any(one.ends < NEVER for stage in stages for one in stage):
         ends = [replica.ends for stage in stages for replica in stage]
         now = min([each.arrived for each in coming[:1]] + [there for there, _ in moving] + ends)
+        now = min([now] + [event[0] for event in script[:1]])
         assert now < NEVER
         for depth, stage in enumerate(stages):
             for place, replica in enumerate(stage):
@@ -217,15 +263,28 @@ def serve_naively(
                     elif asked.concurrency and let_in < len(sequences):
                         sequences[let_in].arrived = now
                         let_in += 1
+        while script and script[0][0] == now:
+            _, what, depth, replicas, table = script.pop(0)
+            if what == "accept":
+                accepting[depth] = set(replicas)
+                again, stranded[depth] = (stranded[depth], []) if replicas else ([], stranded[depth])
+                for each in again:
+                    send(depth, each)
+            for place in replicas:
+                if what == "fail":
+                    lost = stages[depth][place].fail()
+                    hands[depth][place] = 0
+                    for each in lost:
+                        send(0, each)
+                if what == "swap":
+                    stages[depth][place].swap(table, STALL)
         arriving = sorted((each for there, each in moving if there == now), key=lambda each: each.number)
         moving = [(there, each) for there, each in moving if there != now]
         arrivals = [(1, each) for each in arriving]
         while coming and coming[0].arrived == now:
             arrivals.append((0, coming.pop(0)))
         for depth, each in arrivals:
-            place = hands[depth].index(min(hands[depth]))
-            hands[depth][place] += 1
-            stages[depth][place].waiting.append(each)
+            send(depth, each)
         for stage in stages:
             for replica in stage:
                 if replica.ends == NEVER and (replica.waiting or replica.running):

@@ -71,7 +71,7 @@ def folder(tmp_path):
 
 
 def test_kinds_are_those_a_pool_and_a_plan_name():
-    assert set(kinds()) == {*KINDS, "router", "adaptation"}
+    assert set(kinds()) == {*KINDS, "router", "scaling", "adaptation"}
 
 
 def test_names_are_file_names():

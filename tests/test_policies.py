@@ -36,6 +36,8 @@ SET = [
     ("placement", "greedy", {"redundant": 8}),
     ("placement", "eplb", {"redundant": 8, "groups": 4}),
     ("router", "prefix_aware", {"bound": 2.0}),
+    ("scaling", "queue", {"waiting": 1.0, "fill": 0.8}),
+    ("scaling", "utilization", {"target": 0.8, "slack": 0.0}),
     ("prefetch", "predicted", {"precision": 0.5, "recall": 0.8}),
 ]
 
@@ -51,7 +53,7 @@ def test_policies_conform_with_settings(kind, name, settings):
 
 
 def test_every_kind_has_a_suite_and_a_default():
-    assert set(CHECKS) == set(kinds()) == {*DEFAULT_POLICIES, "router", "adaptation"}
+    assert set(CHECKS) == set(kinds()) == {*DEFAULT_POLICIES, "router", "scaling", "adaptation"}
     for kind, policy in DEFAULT_POLICIES.items():
         assert policy.name in names(kind)
 

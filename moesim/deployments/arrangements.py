@@ -30,6 +30,7 @@ class Arrangements:
     Attributes
     ----------
     step : the step whose routing is drawn
+    placed : which expert each slot holds, in every pool; None: as its placement policy has it
     held : the layout of every pool, of the sampled layers alone; None: the one that its policies start with
     """
 
@@ -39,6 +40,7 @@ class Arrangements:
     layers: tuple[int, ...]
     sample: Routing
     step: int = 0
+    placed: Int[np.ndarray, "layer slot"] | None = None
     held: Layout | None = None
     sized: Sized = field(default_factory=dict)
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)
@@ -56,12 +58,17 @@ class Arrangements:
         sized_for = whole if pool.policy("gating").settings or buffering.settings else 0
         key = (self._place(pool), pool.policy("gating"), buffering, pool.policy("shortcut"), sized_for)
         if key not in self._layouts:
-            self._layouts[key] = arrange(self.scenario, pool, tokens=whole, seed=self.seed)
+            layout = arrange(self.scenario, pool, tokens=whole, seed=self.seed)
+            self._layouts[key] = layout if self.placed is None else replace(layout, expert_of_slot=self.placed)
         return self._layouts[key]
 
     def at(self, step: int) -> Arrangements:
         """Draw the routing of another step."""
         return self if step == self.step else replace(self, step=step, _counts={}, _parts={}, _routed={})
+
+    def placing(self, expert_of_slot: Int[np.ndarray, "layer slot"]) -> Arrangements:
+        """Let experts live in these slots, whatever the placement policy."""
+        return replace(self, placed=expert_of_slot, sized={}, _layouts={}, _distinct={}, _routed={})
 
     def holding(self, layout: Layout) -> Arrangements:
         """Lay every pool out alike: where experts live does not decide what is drawn."""

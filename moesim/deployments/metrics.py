@@ -53,6 +53,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             meaning="requests per second that were done in the measured window and kept every limit",
         ),
         "utilization": Metric(unit="", less_is_better=False, meaning="share of time that replicas are at work"),
+        "availability": Metric(
+            unit="", less_is_better=False, meaning="share of time that replicas serve: not failed, starting or off"
+        ),
         "power": Metric(
             unit="W", less_is_better=True, meaning="what all nodes draw on average, spares too, cooling apart"
         ),
@@ -79,7 +82,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 """Definitions follow the project's metric table; every output prints them beside its numbers."""
 
 SIMULATED = frozenset(
-    {"itl", "e2e", "goodput", "utilization", "queue", "power", "energy_per_token", "energy_per_request"}
+    {"itl", "e2e", "goodput", "utilization", "availability", "queue", "power", "energy_per_token", "energy_per_request"}
 )
 """Metrics that only a simulation gives."""
 

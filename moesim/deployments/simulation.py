@@ -14,10 +14,11 @@ from moesim.deployments.judging import headline, judge, unfit
 from moesim.deployments.pools import DRAWS
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.serving.asked import Asked, generate
-from moesim.deployments.serving.measures import request_table, step_table
+from moesim.deployments.serving.measures import event_table, request_table, step_table
 from moesim.deployments.spread import exact, spread
 from moesim.deployments.staging import deploy, in_order
 from moesim.deployments.tables import memory_table
+from moesim.deployments.upkeeping import upkeep_table
 from moesim.ground.errors import Fault, PlanError, PolicyError, WorkloadError
 from moesim.ground.units import SourceKind, weakest
 from moesim.passes.table import table_of
@@ -59,7 +60,8 @@ def simulate(
     Result
         Every number of the summary with its range (`spread`): what differs between replications, and what the
         calibrated costs may be wrong by. Tables ``requests`` (one row per request), ``steps`` (one row per run of equal
-        steps) and ``memory``; where the plan does not fit, ``memory`` alone.
+        steps), ``upkeep`` (cold start, failures to expect, scaling and rebalancing, by pool), ``events`` (what happened
+        to replicas besides requests) and ``memory``; where the plan does not fit, ``memory`` alone.
 
     Raises
     ------
@@ -153,7 +155,9 @@ def _simulated(
         verdict = Verdict(fits=False, meets={}, binding="policy", why=str(refusal))
         return _hopeless(plan, room, source, seed, verdict)
     parts = len(asked) + 2 * ranged
-    runs = [deployment.serve(each, _part(progress, turn, parts)) for turn, each in enumerate(asked)]
+    runs = [
+        deployment.serve(each, _part(progress, turn, parts), seed=seed, turn=turn) for turn, each in enumerate(asked)
+    ]
     summary = headline(scenario, plan, room, runs)
     tables = [ready.table for ready in deployment.pools]
     grounds = weakest((source, *(table.source for table in tables)))
@@ -165,7 +169,13 @@ def _simulated(
         summary=spread(summary, scenario, plan, room, deployment, runs, seed, grounds, rest)
         if ranged
         else exact(summary, grounds),
-        tables={"requests": request_table(runs[0]), "steps": step_table(runs[0]), "memory": _memory(plan, room)},
+        tables={
+            "requests": request_table(runs[0]),
+            "steps": step_table(runs[0]),
+            "upkeep": upkeep_table([(ready.pool, ready.keeping) for ready in deployment.pools if ready.keeping]),
+            "events": event_table(runs[0]),
+            "memory": _memory(plan, room),
+        },
         source=grounds,
         outside=tuple(sorted({name for table in tables for name in table.outside})),
     )

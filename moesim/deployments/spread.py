@@ -26,7 +26,7 @@ from moesim.ground.units import SourceKind
 from moesim.plans.plan import Plan
 from moesim.world.scenario import Scenario
 
-LONGEST = 20_000
+LONGEST = 100_000
 """Requests, the first of a run, that are served again with slower and faster steps."""
 
 NOTHING = 1e-9
@@ -53,7 +53,7 @@ def spread(
     def tried(factor: float) -> dict[str, float]:
         if factor == 1.0 and asked is runs[0].asked:
             return headline(scenario, plan, room, runs[:1])
-        run = shorter.serve(hurried(asked, factor), progress)
+        run = shorter.serve(hurried(asked, factor), progress, pace=factor, seed=seed)
         return headline(scenario, plan, room, [run], factor=factor)
 
     as_is, ends = tried(1.0), [tried(fast), tried(slow)]

@@ -17,7 +17,6 @@ PLANNED_KINDS = (
     "pipeline",
     "recompute",
     "router",
-    "scaling",
     "sharding",
 )
 """Kinds of policy that files may name as soon as there is one of them."""

@@ -11,6 +11,7 @@ from moesim.deployments.metrics import METRICS, PERCENTILES
 from moesim.files import models
 from moesim.files.buying import read_buying
 from moesim.files.checked import Readers, by_name, check, gather, refuse, shown
+from moesim.files.failures import read_failures
 from moesim.files.frameworks import built_in_frameworks, load_framework, read_framework
 from moesim.files.offers import read_hardware
 from moesim.files.power import built_in_power, read_power
@@ -75,6 +76,7 @@ class _Sections:
             (_File, "workload"): lambda tree: read_workload(tree, self.file, self.folder),
             (_File, "routing"): self.routing,
             (_File, "frameworks"): self.own_frameworks,
+            (_File, "failures"): self.failures,
             (_File, "power"): self.power,
             (_File, "space"): self.space,
             (_File, "buy"): self.buying,
@@ -126,6 +128,12 @@ class _Sections:
         if not isinstance(tree, Mapping):
             raise refuse(self.file, f"{shown(tree)} is not a section", "write its fields below its name")
         return read_framework({"name": name, **tree}, self.file)
+
+    def failures(self, tree: Tree) -> Failures:
+        """Read how often gpus fail."""
+        found, sources = read_failures(tree, self.file)
+        self.sources.update({f"failures.{path}": source for path, source in sources.items()})
+        return found
 
     def power(self, tree: Tree) -> Power:
         """Read what gpus draw."""

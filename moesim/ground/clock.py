@@ -40,6 +40,8 @@ class Clock:
         An event that somebody will ``succeed`` or ``fail``; it then comes in phase 0 of that instant.
     all_of, any_of
         An event that comes once all, or one, of several have come.
+    peek, step
+        When the next event comes, infinity where there is none; and let it come.
     run
         Run to a time (short of what happens at it), to an event (returning its value), or until nothing is left.
 
@@ -53,7 +55,7 @@ class Clock:
     ('copied', 1.5)
     """
 
-    __slots__ = ("_environment", "all_of", "any_of", "event", "process", "run", "timeout")
+    __slots__ = ("_environment", "all_of", "any_of", "event", "peek", "process", "run", "step", "timeout")
 
     def __init__(self) -> None:
         environment = Environment()
@@ -65,6 +67,8 @@ class Clock:
         self.all_of = environment.all_of
         self.any_of = environment.any_of
         self.run = environment.run
+        self.peek = environment.peek
+        self.step = environment.step
 
     @property
     def now(self) -> float:

@@ -307,6 +307,50 @@ class Router(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What an autoscaler sees of a pool.
+
+    Attributes
+    ----------
+    replicas : that there are
+    on : that serve, or are starting
+    waiting : requests that wait for a place, over all replicas
+    working : requests that have one
+    places : of one replica
+    """
+
+    replicas: int
+    on: int
+    waiting: int
+    working: int
+    places: int
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """Choose how many replicas should be on."""
+
+    @property
+    def every(self) -> float:
+        """Seconds between two looks; 0: it never looks, and all replicas are on."""
+        ...
+
+    @property
+    def lag(self) -> float:
+        """Seconds from a look to what is done about it."""
+        ...
+
+    @property
+    def hold(self) -> float:
+        """Seconds for which fewer replicas must have been wanted before any is taken away."""
+        ...
+
+    def __call__(self, seen: Demand) -> int:
+        """Return a number from 1 to all replicas."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prefetched:
     """Bytes to copy in, sorted by when: before the gate has spoken, and after; `wasted` ones come early for nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
 from moesim.deployments.result import Result
+from moesim.ground.units import show
+from moesim.views.ranking import records
 from moesim.views.tables import band, console, interval_dict, show_table, summary_cell
 
 
@@ -25,6 +28,9 @@ def show_simulation(result: Result) -> None:
     out.print()
     if result.summary:
         show_table(out, latency_table(result), "Latencies of the measured requests")
+        show_table(out, upkeep_words(result.tables["upkeep"]), "Replicas: cold start, and mean times between events")
+        if len(result.tables["events"]):
+            show_table(out, event_counts(result.tables["events"]), "What happened to replicas, in the first run")
     show_table(out, result.tables["memory"], "Memory of the fullest rank")
 
 
@@ -62,15 +68,48 @@ def latency_table(result: Result) -> pd.DataFrame:
     return table
 
 
+def upkeep_words(upkeep: pd.DataFrame) -> pd.DataFrame:
+    """Write times, and `never` for what does not happen."""
+    times = {name: [_time(value) for value in upkeep[name].tolist()] for name in upkeep.attrs["units"]}
+    return upkeep.assign(**times)
+
+
+def _time(value: float) -> str:
+    return show(value, "s") if math.isfinite(value) else "never"
+
+
+def event_counts(events: pd.DataFrame) -> pd.DataFrame:
+    """Count each kind of event, with the first time, the mean duration and the bytes that each gpu copied in all."""
+    kinds = events.groupby("event", sort=False)
+    table = pd.DataFrame(
+        {
+            "event": list(kinds.groups),
+            "times": kinds.size().to_numpy(),
+            "first": kinds["time"].min().to_numpy(),
+            "duration": kinds["duration"].mean().to_numpy(),
+            "moved": kinds["moved"].sum().to_numpy(),
+        }
+    )
+    table.attrs["units"] = {"first": "s", "duration": "s", "moved": "B"}
+    return table
+
+
 def simulation_json(result: Result) -> str:
     """Write a simulated plan as JSON, SI units; numbers that do not exist are null."""
     verdict = result.verdict
     tree: dict[str, Any] = {
         "verdict": {"fits": verdict.fits, "meets": dict(verdict.meets), "binding": verdict.binding, "why": verdict.why},
         "summary": {name: interval_dict(value) for name, value in result.summary.items()},
+        "upkeep": _records(result, "upkeep"),
+        "events": _records(result, "events"),
         "memory": result.tables["memory"].to_dict(orient="records"),
         "source": result.source,
         "outside": list(result.outside),
         "seed": result.seed,
     }
     return json.dumps(tree, indent=2, allow_nan=False)
+
+
+def _records(result: Result, table: str) -> list[dict[str, Any]]:
+    """Write a table's rows, nothing where there is no such table; what never happens is null."""
+    return records(result.tables[table]) if table in result.tables else []

@@ -28,7 +28,9 @@ class Framework:
     decode, or go first while decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or
     set aside for a whole request; `poll` is the decode steps between two looks at the queue. A client sees a first
     token `latency` later than the scheduler, and `crowd` more for each request in flight, which measurements are held
-    against. `kernels` maps an operation to the name of the kernel used, which picks the `Fit`.
+    against. `kernels` maps an operation to the name of the kernel used, which picks the `Fit`. From
+    nothing to serving the engine takes `start` beside loading weights, and each rebalancing of experts `rebalance`
+    beside moving them, while the ranks wait.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Framework:
     prompt: float = 1.0
     latency: Seconds = 0.0
     crowd: Seconds = 0.0
+    start: Seconds = 0.0
+    rebalance: Seconds = 0.0
     kernels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def overhead(self, layers: int, sequences: Numbers) -> Numbers:

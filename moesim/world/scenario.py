@@ -18,9 +18,13 @@ from moesim.world.workload import Serving, Training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failures:
-    """Mean time between failures per gpu (0 = never fails), time to repair, bytes of a checkpoint."""
+    """Mean times between failures per gpu (0 = never fails), time to repair, bytes of a checkpoint.
+
+    After `interval` a gpu takes its node out for repair; after `crash` its process dies, and a restart mends it.
+    """
 
     interval: Seconds = 0.0
+    crash: Seconds = 0.0
     repair: Seconds = 0.0
     checkpoint: Bytes = 0.0
 

@@ -23,17 +23,21 @@ from moesim.ground.units import Seconds
 
 PERCENTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
+Record = tuple[int, int, str, int, float]
+"""What happened to a replica besides requests: when, which, what, the ticks that it took, and the bytes it moved."""
+
 Times = Float[np.ndarray, "request"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, for what is computed once
 class Served:
-    """A run that is over: its requests and what each replica did."""
+    """A run that is over: its requests, what each replica did, and what happened to replicas besides requests."""
 
     asked: Asked
     book: Book
     replicas: Sequence[Replica]
     warm_up: int
+    record: Sequence[Record] = ()
 
     @cached_property
     def arrived(self) -> Times:
@@ -158,6 +162,7 @@ def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
         "throughput": float(given(served, begins, closes).sum() / length),
         "offered": float(served.asked.output[came].sum() / length),
         "utilization": float(busy_shares(served).sum() / len(served.replicas)),
+        "availability": serving_share(served),
         "queue": float(waited.sum() / length),
     }
 
@@ -184,6 +189,36 @@ def busy_shares(served: Served) -> Float[np.ndarray, "replica kind"]:
     place = 2 * log[:, 6] + (log[:, 4] > 0)
     busy = np.bincount(place, within, minlength=2 * len(served.replicas))
     return np.asarray(busy.reshape(-1, 2) / (closes - begins))
+
+
+OUT = ("rank failed", "node failed", "switched off")
+"""What takes a replica out of service; `BACK` is what brings it back."""
+
+BACK = "serves"
+
+
+def serving_share(served: Served) -> float:
+    """Share of the window that replicas serve; in the beginning all do."""
+    begins, closes = served.window
+    lost, since = 0.0, dict[int, float]()
+    for tick, place, what, _, _ in served.record:
+        time = min(max(tick / PER_SECOND, begins), closes)
+        if what in OUT:
+            since.setdefault(place, time)
+        elif what == BACK and place in since:
+            lost += time - since.pop(place)
+    lost += sum(closes - time for time in since.values())
+    return 1.0 - lost / (closes - begins) / len(served.replicas)
+
+
+def event_table(served: Served) -> pd.DataFrame:
+    """One row per thing that happened to a replica besides requests."""
+    names = ("time", "replica", "event", "duration", "moved")
+    table = pd.DataFrame(served.record, columns=list(names))
+    table["time"] /= PER_SECOND
+    table["duration"] /= PER_SECOND
+    table.attrs["units"] = {"time": "s", "duration": "s", "moved": "B"}
+    return table
 
 
 def request_table(served: Served) -> pd.DataFrame:

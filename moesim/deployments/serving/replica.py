@@ -32,8 +32,8 @@ class Replica:
     """A replica's batch and queue.
 
     `add` queues a request; `start` plans the next steps and says when they end; `interrupt` cuts them at the first step
-    that ends at or after a time; `end` carries them out and returns the requests that are done. `fail` loses everything,
-    and `swap` changes the step table between two steps.
+    that ends at or after a time; `end` carries them out and returns the requests that are done. `fail` loses all there
+    is, and `swap` changes the step table between two steps.
 
     `log` holds six numbers per run: start, steps, ticks, decoding sequences, prompt tokens, and how many gaps between
     two tokens were as long as a step. `gaps` holds the others, as pairs of ticks and how many gaps had them.
@@ -127,11 +127,14 @@ class Replica:
         return self._cut(cut + -(self.step + cut) % self.limits.poll)
 
     def swap(self, table: StepTable, stall: int, now: int) -> int:
-        """Take another step table after the step that runs, and wait so many ticks before the one that follows."""
-        self._swapped = (table, stall)
-        if not self.busy:
-            self._take_table()
+        """Take another step table after the step that runs, and wait so many ticks before the one that follows.
+
+        One that is idle waits for nothing.
+        """
+        if not self._running and not self.waiting:
+            self.table, self._swapped = table, None
             return NEVER
+        self._swapped = (table, stall)
         return self._cut(self._steps_until(now)) if self._run[0] > 1 else NEVER
 
     def fail(self, now: int) -> list[int]:
