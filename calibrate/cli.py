@@ -1,4 +1,4 @@
-"""The commands of the wing: measure a machine."""
+"""The commands of the wing: measure a machine, fit what was measured here or published, tell how wrong it is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import App
 
 from .settings import MODULE
 
-app = App(name="calibrate", help="Measure a machine.")
+app = App(name="calibrate", help="Measure a machine, or read published measurements, and fit profiles to them.")
 app.command(
     "moesim.validate.serving.commands:frameworks",
     name="frameworks",
@@ -59,3 +59,52 @@ def measure(
     words += [word for name, value in given.items() if value for word in (name, str(value))]
     # In a process of its own, which may start itself anew when a gpu is lost to it.
     return subprocess.run([sys.executable, "-m", MODULE, *words], check=False).returncode
+
+
+@app.command
+def fit(raw: Path, *, node: str = "generic/cpu", out: Path | None = None) -> None:
+    """Fit a profile to raw samples of one machine.
+
+    Parameters
+    ----------
+    raw
+        The file of raw samples.
+    node
+        The machine as its datasheet says, a name or a file: generic/cpu, nvidia/hgx-h100.
+    out
+        Where to write the fits; RAW with the ending .yaml if not given.
+    """
+    from moesim.files.profiles import load_profile
+
+    from .fitting import fit_samples
+    from .profile import shown, write_profile
+    from .raw import read
+
+    found = read(raw)
+    outcome = fit_samples(found.samples, load_profile("node", node).profile, title=str(raw))
+    target = out if out is not None else raw.with_suffix(".yaml")
+    write_profile(target, outcome.fits, head=f"Fitted by `moesim calibrate fit {raw}` as a {node}.")
+    print("\n".join([*shown(outcome.fits), *(f"left out: {why}" for why in outcome.left_out), f"written to {target}"]))
+
+
+@app.command
+def from_tables(*, system: str, data: Path | None = None, out: Path | None = None) -> None:
+    """Fit a profile to the published tables of a system.
+
+    Parameters
+    ----------
+    system
+        a100_sxm, h100_sxm, h200_sxm, b200_sxm, b300_sxm, gb200, gb300, l40s or rtx_pro_6000_server.
+    data
+        Folder with one folder of tables per system; those of the package aiconfigurator-core if not given.
+    out
+        Where to write the fits; SYSTEM.yaml if not given.
+    """
+    from .from_tables import profile_of
+    from .profile import shown, write_profile
+    from .tables import NOTICE
+
+    fits = profile_of(system, data, told=lambda one: print(f"{one.cases.key}: {one.cases.kernel}", file=sys.stderr))
+    target = out if out is not None else Path(f"{system}.yaml")
+    write_profile(target, fits, head=NOTICE)
+    print("\n".join([*shown(fits), f"written to {target}"]))

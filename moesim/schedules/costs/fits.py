@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from moesim.ground.errors import MoesimError, nearest
 from moesim.ground.units import Source, weakest
+from moesim.schedules.costs.collectives import ROUNDS
 from moesim.schedules.costs.kernels import Time
 from moesim.schedules.costs.priors import compute_dtype, kernel_prior, tier_prior
 from moesim.world.hardware import Device, Fit, Node, Tier
@@ -24,8 +25,13 @@ def fit_of(device: Device, operation: str, dtype: str = "bf16", kernel: str = "d
 
 
 def fit_of_tier(device: Device, operation: str, tier: Tier) -> Fit:
-    """Return the fit of a transfer on a tier, keyed "operation/tier" or "operation", else the datasheet prior."""
-    return _found(device.fits, (f"{operation}/{tier.name}", operation), tier_prior(operation, tier))
+    """Return the fit of a transfer on a tier, keyed "operation/tier" or "operation", else the datasheet prior.
+
+    An all-reduce, a reduce-scatter and an all-gather may each have one, and share that of "reduce" where not.
+    """
+    names = (operation, "reduce") if operation in ROUNDS else (operation,)
+    keys = tuple(key for name in names for key in (f"{name}/{tier.name}", name))
+    return _found(device.fits, keys, tier_prior(names[-1], tier))
 
 
 def _found(fits: Mapping[str, Fit], keys: tuple[str, ...], prior: Fit) -> Fit:

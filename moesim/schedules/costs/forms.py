@@ -12,6 +12,7 @@ import numpy as np
 from moesim.ground.errors import MoesimError
 from moesim.schedules.costs.attention import attention, attention_loads
 from moesim.schedules.costs.collectives import (
+    ROUNDS,
     all_to_all,
     all_to_all_loads,
     carried,
@@ -264,13 +265,13 @@ def _load_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, ...]:
 
 
 def _price_reduce(op: Reduce, machine: Machine) -> tuple[Time, Demand]:
-    params = machine.transfer("reduce", op.tier).params
+    params = machine.transfer(op.form, op.tier).params
     time = reduce(op.size, op.ranks, form=op.form, params=params, tier=machine.tier(op.tier))
     return time, {op.tier: wire_bytes(op.size, op.ranks, op.form)}
 
 
 def _load_reduce(op: Reduce, machine: Machine) -> tuple[Time, ...]:
-    params = machine.transfer("reduce", op.tier).params
+    params = machine.transfer(op.form, op.tier).params
     return reduce_loads(op.size, op.ranks, form=op.form, params=params, tier=machine.tier(op.tier))
 
 
@@ -288,7 +289,8 @@ def capacity(tier: Tier, machine: Machine) -> float:
     if tier.name in MEMORY_TIERS:
         return machine.transfer("copy", tier.name).params["efficiency"] * tier.bandwidth
     reached = max(machine.transfer(operation, tier.name).params["efficiency"] for operation in ("all_to_all", "send"))
-    return max(reached * tier.bandwidth, reduce_rate(machine.transfer("reduce", tier.name).params, tier))
+    reduced = max(reduce_rate(machine.transfer(form, tier.name).params, tier) for form in ROUNDS)
+    return max(reached * tier.bandwidth, reduced)
 
 
 FORMS: Mapping[type[Op], Form] = MappingProxyType(
@@ -345,7 +347,7 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
             sizes=("size", "ranks"),
             inner=(),
             alike=lambda op: (op.form, op.tier),
-            fits=lambda op, machine: {f"reduce/{op.tier}": machine.transfer("reduce", op.tier)},
+            fits=lambda op, machine: {f"{op.form}/{op.tier}": machine.transfer(op.form, op.tier)},
             price=_price_reduce,
             loads=_load_reduce,
         ),

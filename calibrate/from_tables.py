@@ -1,0 +1,99 @@
+"""A device's fits from published tables: every kernel's, and the fastest one's under the key that plans look up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from moesim.files.profiles import load_profile
+from moesim.world.hardware import Fit
+
+from .cases import Cases
+from .choose import split
+from .fastest import Fitted, by_key
+from .fit import Bench, fit_cases
+from .published import published
+from .spread import residuals, with_spread
+from .tables import DEVICES, NODES, ORIGIN, folder_of
+
+POINTS = 256
+"""Points that a shipped fit is made of, where a table has so many more than that."""
+SEED = "moesim 1"
+"""Names the splits of all tables."""
+
+
+def bench_of(system: str, cases: Cases) -> Bench:
+    """Return the datasheet machine that a system's points were measured on."""
+    bare = replace(load_profile("device", DEVICES[system]).profile, fits=MappingProxyType({}))
+    if not cases.kind or cases.operation.startswith("attention"):
+        return Bench(device=bare)
+    node = load_profile("node", NODES[system]).profile
+    return Bench(device=bare, tier=next(tier for tier in node.tiers if tier.name == cases.kind))
+
+
+def fit_kernel(system: str, cases: Cases) -> Fitted:
+    """Fit one kernel on the split's points and find how wrong it is on others.
+
+    The fit is made of points of all families of shapes. How wrong it is on families not seen shows in a second fit, to
+    one half of them, on the other half.
+    """
+    bench = bench_of(system, cases)
+    title = f"{ORIGIN}: {cases.kernel}"
+    number = min(POINTS, len(cases) // 2)
+    fit = fit_cases(cases.take(split(cases, number, seed=SEED).fitted), bench, title=f"{title}, {number} points")
+    families = len(np.unique(cases.family))
+    held_out = families // 2 if families >= FAMILIES else 0
+    parts = split(cases, number, seed=f"{SEED} spread", families=held_out, most=UNSEEN)
+    unseen = np.concatenate([parts.spread, parts.scored])
+    other = fit_cases(cases.take(parts.fitted), bench)
+    held = cases.take(unseen)
+    return Fitted(cases=cases, bench=bench, fit=with_spread(fit, residuals(held, bench, other), held.family))
+
+
+UNSEEN = 1000
+"""Points at most, in each half of the held-out ones, that tell how wrong a fit is."""
+FAMILIES = 6
+"""Families of shapes from which half of them can stand for the other half."""
+
+
+def fits_of(system: str, data: Path | None = None) -> Iterator[Fitted]:
+    """Fit every kernel of a system."""
+    for cases in published(folder_of(system, data), system):
+        yield fit_kernel(system, cases)
+
+
+def profile_of(
+    system: str, data: Path | None = None, *, told: Callable[[Fitted], None] = lambda one: None
+) -> Mapping[str, Fit]:
+    """Fit everything that is published of a system.
+
+    Parameters
+    ----------
+    system : as in `tables.DEVICES`
+    data : folder of tables; those of the installed package if not given
+    told : called with each kernel's fit as it is made
+
+    Returns
+    -------
+    the fastest kernel's fit under "operation/dtype", "operation/dtype/kind" or "operation/tier", which plans look up,
+    and each kernel's own under that and its name; kernels that their form does not describe are left out
+    """
+    every = []
+    for one in fits_of(system, data):
+        told(one)
+        every.append(one)
+    return by_key(one for one in every if understood(one.fit))
+
+
+UNKNOWN = 0.6
+"""Standard deviation from which a form says next to nothing of a kernel, which works in other ways by shape."""
+
+
+def understood(fit: Fit) -> bool:
+    """Tell whether a form describes a kernel well enough to be worth keeping."""
+    return math.hypot(fit.shared, fit.point) < UNKNOWN

@@ -1,0 +1,185 @@
+"""Published tables: made-up ones with the defects of the real ones, in the same format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from moesim.calibrate.cli import app
+from moesim.calibrate.fit import predict
+from moesim.calibrate.from_tables import bench_of, fit_kernel, understood
+from moesim.calibrate.published import attentions, exchanges, gemms, mixtures, published, reductions
+from moesim.calibrate.tables import DEVICES, NODES, STAMPS, folder_of, read_table, tables_of
+
+from moesim.files.fits import load_fits
+from moesim.files.profiles import profile_names
+from moesim.ground.errors import InputError, MoesimError
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def write(root: Path, place: str, rows: dict[str, object], version: str = "1.0") -> Path:
+    """Write a table as the package lays it out."""
+    family, framework, name = place.split("/")
+    path = root / "h100_sxm" / family / framework / version / f"{name}_perf.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"device": H100, **rows}).to_parquet(path)
+    return path
+
+
+def products(number: int = 400, kernel: str = "linear", floor: float = 2e-3) -> dict[str, object]:
+    """Dense products timed by a roofline, ms."""
+    rng = np.random.default_rng(3)
+    m, n, k = (2 ** rng.integers(low, 13, number) for low in (0, 6, 6))
+    took = floor + 1e3 * (2.0 * m * n * k / 8e14 + 2.0 * n * k / 3e12)
+    return {"kernel_source": kernel, "gemm_dtype": "bfloat16", "m": m, "n": n, "k": k, "latency": took}
+
+
+def messages(**changes: object) -> dict[str, object]:
+    size, ranks, name = np.meshgrid(2 ** np.arange(8, 28, 2), [2, 4, 8], ["all_reduce", "alltoall"])
+    rows = {"op_name": name.ravel(), "num_gpus": ranks.ravel(), "message_size": size.ravel()}
+    return {**rows, "nccl_dtype": "half", "latency": 0.01 + size.ravel() * 2 / 3e8, **changes}
+
+
+def folder(root: Path) -> Path:
+    return folder_of("h100_sxm", root)
+
+
+def test_messages_are_elements_and_not_bytes(tmp_path: Path) -> None:
+    write(tmp_path, "comm/nccl/nccl", messages())
+    (found,) = reductions(folder(tmp_path), "h100_sxm")
+    assert (found.inputs["size"].min(), found.inputs["size"].max()) == (512.0, 2.0**27)
+    (moved,) = exchanges(folder(tmp_path), "h100_sxm")
+    assert (moved.inputs["moved"] / moved.inputs["messages"]).min() == 512 / 8
+    write(tmp_path, "comm/nccl/nccl", messages(nccl_dtype="int8"))
+    assert next(reductions(folder(tmp_path), "h100_sxm")).inputs["size"].min() == 256.0
+
+
+def test_rows_measured_twice_are_one_and_the_newest_version_counts(tmp_path: Path) -> None:
+    rows = products()
+    doubled = {name: np.tile(values, 2) if isinstance(values, np.ndarray) else values for name, values in rows.items()}
+    write(tmp_path, "gemm/vllm/gemm", doubled, "0.24.0")
+    write(tmp_path, "gemm/vllm/gemm", products(kernel="old"), "0.9.0")
+    assert [table.version for table in tables_of(folder(tmp_path), "gemm", "gemm")] == ["0.24.0", "0.9.0"]
+    (found,) = gemms(folder(tmp_path), "h100_sxm")
+    assert found.kernel == "vllm 0.24.0 linear"
+    assert len(found) == len(np.unique(np.stack([rows[name] for name in "mnk"], 1), axis=0))
+
+
+def test_tables_whose_host_was_timed_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "gemm/vllm/gemm", products(floor=0.150))
+    assert list(gemms(folder(tmp_path), "h100_sxm")) == []
+
+
+def experts() -> dict[str, object]:
+    tokens, parts = np.meshgrid(2 ** np.arange(13), np.repeat([1, 2, 4, 8], 20))
+    shape = {"hidden_size": 4096, "inter_size": 2048, "topk": 8, "num_experts": 64}
+    how = {"kernel_source": "cutlass", "moe_dtype": "fp8_block", "moe_tp_size": 1, "distribution": "power_law_1.2"}
+    sizes = {"num_tokens": tokens.ravel() + np.arange(tokens.size), "moe_ep_size": parts.ravel()}  # none is merged
+    return {**shape, **how, **sizes, "latency": 0.05 + 1e-3 * tokens.ravel()}
+
+
+def test_divided_experts_are_read_where_kernels_touch_their_own_rows_only(tmp_path: Path) -> None:
+    write(tmp_path, "moe/trtllm/moe", experts())
+    write(tmp_path, "moe/vllm/moe", experts())
+    everywhere, alone = mixtures(folder(tmp_path), "h100_sxm")
+    assert (everywhere.kernel, alone.kernel) == ("trtllm 1.0 cutlass", "vllm 1.0 cutlass")
+    assert set(everywhere.inputs["ep"]) == {1.0, 2.0, 4.0, 8.0}
+    assert set(alone.inputs["ep"]) == {1.0}
+
+
+def test_windows_bound_the_pairs_and_slow_layouts_are_left_out(tmp_path: Path) -> None:
+    rows = {
+        "kernel_source": "fa3", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "step": 0, "head_dim": 64,
+        "batch_size": np.arange(1, 601), "isl": 100, "num_key_value_heads": np.repeat([8, 1, 8], 200),
+        "num_heads": np.repeat([8, 64, 8], 200), "window_size": np.repeat([0, 0, 10], 200), "latency": 0.1,
+    }  # fmt: skip
+    write(tmp_path, "attention/sglang/context_attention", rows)
+    whole, window = attentions(folder(tmp_path), "h100_sxm")
+    assert (whole.key, window.key) == ("attention_prefill/bf16/gqa", "attention_prefill/bf16/window")
+    assert len(whole) == len(window) == 200
+    assert whole.inputs["pairs"][0] == 100 * 101 / 2
+    assert window.inputs["pairs"][0] / window.inputs["prompts"][0] == sum(min(token, 10) for token in range(1, 101))
+
+
+def test_a_table_is_fitted_and_predicts_its_held_out_rows(tmp_path: Path) -> None:
+    write(tmp_path, "gemm/vllm/gemm", products())
+    (cases,) = published(folder(tmp_path), "h100_sxm")
+    fitted = fit_kernel("h100_sxm", cases)
+    off = np.abs(np.log(predict(cases, bench_of("h100_sxm", cases), fitted.fit) / cases.seconds))
+    assert off.mean() < 0.15
+    assert understood(fitted.fit)
+
+
+def test_the_command_writes_fits_with_their_notice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "gemm/vllm/gemm", products())
+    out = tmp_path / "mine.yaml"
+    app(
+        ["from-tables", "--system", "h100_sxm", "--data", str(tmp_path), "--out", str(out)],
+        result_action="return_value",
+    )
+    shown = capsys.readouterr()
+    assert "gemm/bf16: within" in shown.out
+    assert "vllm 1.0 linear" in shown.err
+    assert "Copyright (c) 2025-2026 NVIDIA" in out.read_text()
+    assert set(load_fits(out, "mine")) == {"gemm/bf16"}
+
+
+def test_the_command_fits_raw_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "cpu.jsonl"
+    common = {"operation": "elementwise", "dtype": "fp32", "kernel": "norm", "ranks": 1}
+    lines = [
+        {**common, "inputs": {"traffic": 2.0**power}, "seconds": [1e-5 + 2.0**power / 1e10]} for power in range(30)
+    ]
+    head = {"format": "moesim raw 1", "device": "cpu"}
+    raw.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
+    app(["fit", str(raw)], result_action="return_value")
+    assert "elementwise: within" in capsys.readouterr().out
+    assert load_fits(tmp_path / "cpu.yaml", "cpu")["elementwise"].params["bandwidth"] == pytest.approx(1e10, rel=0.05)
+
+
+BROKEN = {
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is not a whole Parquet file"),
+    "foreign": (lambda path: path.write_text("m,n,k\n1,2,3\n"), "is not a whole Parquet file"),
+    "lacking": (lambda path: rewrite(path, n=None), "n: the table has no such column; it is a table of another kind"),
+    "zero": (lambda path: rewrite(path, latency=0.0), "latency: 400 rows have no positive time; remove those rows"),
+    "none": (lambda path: rewrite(path, latency=np.nan), "latency: 400 rows have no positive time"),
+    "other": (lambda path: rewrite(path, device="NVIDIA H200"), "device: measured on `NVIDIA H200`, not H100"),
+    "near": (lambda path: rewrite(path, device="NVIDIA GH100"), "device: measured on `NVIDIA GH100`, not H100"),
+}
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    found = pd.read_parquet(path)
+    kept = found.drop(columns=[name for name, value in changes.items() if value is None])
+    kept.assign(**{name: value for name, value in changes.items() if value is not None}).to_parquet(path)
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_table_that_is_wrong_is_refused_by_name_and_nothing_is_written(how: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "gemm/vllm/gemm", products())
+    spoil, message = BROKEN[how]
+    spoil(path)
+    with pytest.raises(InputError, match=r"gemm_perf\.parquet") as caught:
+        read_table(path, ("gemm_dtype", "m", "n", "k"), system="h100_sxm")
+    assert message in str(caught.value)
+    out = tmp_path / "mine.yaml"
+    with pytest.raises(InputError):
+        app(["from-tables", "--system", "h100_sxm", "--data", str(tmp_path), "--out", str(out)])
+    assert not list(tmp_path.glob("mine*"))
+
+
+def test_systems_without_tables_are_refused_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(MoesimError, match=r"no tables of `h200_sxl`; did you mean `h200_sxm`\?"):
+        folder_of("h200_sxl")
+    with pytest.raises(MoesimError, match="has no tables of `h100_sxm`; name the folder that holds one"):
+        folder_of("h100_sxm", tmp_path)
+
+
+def test_every_system_has_a_device_a_node_and_a_stamp() -> None:
+    assert set(DEVICES) == set(NODES) == set(STAMPS)
+    assert set(DEVICES.values()) <= set(profile_names("device"))
+    assert set(NODES.values()) <= set(profile_names("node"))
