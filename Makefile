@@ -5,6 +5,7 @@
 #   make test-torch  add the CPU build of torch to .venv and run the tests that need it
 #   make calibrate   measure this machine's CPU in under 5 minutes, with torch as above
 #   make gpu         measure a machine with a gpu: its own python3 with torch and NumPy is all it needs
+#   make validate    run plans as real layers on this machine and set predicted beside measured, in under 15 minutes
 #   make lint     ruff, mypy and the import floors
 #   make bench    the speed benchmarks, in CPU time
 #   make clean    remove what these made
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: test test-torch calibrate gpu plan lint bench clean
+.PHONY: test test-torch calibrate gpu validate plan lint bench clean
 
 # First the tests of single floors with every annotation of moesim checked while they run, array shapes included (the
 # tower lets an int be a float, as mypy does); then all tests without, since checking takes most of the time of a search.
@@ -45,6 +46,11 @@ calibrate: $(VENV)/.torch
 GPU_PYTHON ?= python3
 gpu:
 	$(GPU_PYTHON) -m calibrate.measure --device cuda --out $(OUT)/gpu.jsonl --budget 270s $(if $(ONLY),--only $(ONLY))
+
+# To keep what comes out: OUT=validate/cases/measured MACHINE=its-name, and then `moesim validate report` writes the page.
+MACHINE ?= machine-$(shell date -u +%Y%m%d-%H%M)
+validate: $(VENV)/.torch
+	$(BIN)/moesim validate run validate/cases/measured/suite.yaml --out $(OUT)/$(MACHINE)
 
 plan: $(VENV)/.core
 	$(BIN)/moesim optimize examples/deepseek_v3_serving.yaml

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from cyclopts import App
 
-from moesim.cli.codes import MET, MISSED
+from moesim.cli.codes import BAD_INPUT, MET, MISSED
 
 PAGE = Path("docs/accuracy/papers.md")
+MEASURED = Path("docs/accuracy/measured.md")
 
 app = App(name="validate", help="Set predictions beside published and measured results.")
 
@@ -80,6 +83,124 @@ def serving(file: Path, /, *, out: Path | None = None, json: bool = False) -> No
         return
     for part in tables(compared):
         Console().print(part)
+
+
+@app.command
+def run(
+    scenario: Path,
+    /,
+    *,
+    plans: Path | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    ranks: int = 2,
+    nodes: int = 1,
+    link: str = "",
+    batch: int = 0,
+    set: tuple[str, ...] = (),  # noqa: A002  # the option's name
+    profile: str = "",
+    out: Path = Path("measured"),
+    rounds: int = 12,
+    most: int = 8,
+    seed: int = 0,
+    predict_only: bool = False,
+) -> int:
+    """Run a scenario's best plan and its rivals here, beside what was predicted; exits with 1 when a plan fails.
+
+    Parameters
+    ----------
+    scenario
+        A scenario with a `space:`, or a file whose `runs:` lists several.
+    plans
+        A plan file whose pools are run in place of what the search picks.
+    device
+        Where layers are run.
+    ranks, nodes, link
+        Processes, the network namespaces they are spread over (1 or 2), and the rate between these, such as '100 MB/s'.
+    batch
+        Sequences of a step on each rank, in place of the space's.
+    set
+        Changes of the scenario by dotted path: routing.cv=1.5.
+    profile
+        The machine as calibrated, the name or the file of a node. Without one, layers of the scenario's shape are
+        measured first, at other sizes than those compared, and costs fitted to their parts.
+    out
+        Where bundles, predictions and results go, a folder each.
+    rounds, most
+        How often all plans are run by turns, and how many plans at most.
+    seed
+        Of everything drawn.
+    predict_only
+        Write what is predicted and stop: `python -m validate.run.execute` measures later, or elsewhere.
+    """
+    from moesim.ground.errors import MoesimError
+    from moesim.ground.units import parse
+
+    from .run.commands import planned, pools_in
+    from .run.machines import run_bundles
+    from .run.planning import Asked
+    from .run.suite import Run, changes_of, runs_of
+
+    rate = parse(link, "B/s") if link else 0.0
+    like = Run(scenario=scenario.name, ranks=ranks, nodes=nodes, link=rate, batch=batch, changes=changes_of(set))
+    code = MET
+    for file, name, one in runs_of(scenario, like):
+        asked = Asked(
+            setting=one.setting(device),
+            profile=profile or "generic/cpu",
+            pools=pools_in(plans, file) if plans is not None else (),
+            most=most,
+            rounds=rounds,
+            changes=one.changes,
+            batch=one.batch,
+            seed=seed,
+        )
+        try:
+            told = planned(file, asked, out / name, measured=not profile)
+        except MoesimError as fault:  # the other runs of a suite are made all the same
+            print(f"moesim: {name}: {fault}", file=sys.stderr)
+            code = BAD_INPUT
+            continue
+        print(f"{out / name}: predicted, {told[:12]}")
+        if not predict_only:
+            code = max(code, run_bundles(out / name))
+    return code if predict_only or not any(out.rglob("results.jsonl")) else max(code, report(out))
+
+
+@app.command
+def report(*folders: Path, json: bool = False, page: Path | None = None) -> int:
+    """Set predicted beside measured over folders of results; those committed where none is named.
+
+    Parameters
+    ----------
+    folders
+        Where results are.
+    json
+        Print JSON for a pipe instead of a table.
+    page
+        Where to write the page with its figures; docs/accuracy/measured.md where there is that folder and no other is
+        named.
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from .run.commands import compared_in, written
+    from .run.page import lines
+    from .run.scores import summary
+
+    machines = compared_in(folders)
+    found = summary([compared for _, some in machines for compared in some])
+    if json:
+        print(dumps(asdict(found), indent=2))
+    else:
+        for line in lines(found):
+            Console().print(line, highlight=False)
+    if page is None and not folders and MEASURED.parent.is_dir():
+        page = MEASURED
+    if page is not None:
+        for file, text in written(machines, page):
+            _written(file, text)
+    return MISSED if found.failed else MET
 
 
 def _written(file: Path, text: str) -> None:

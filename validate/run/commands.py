@@ -1,0 +1,82 @@
+"""What `moesim validate run` and `moesim validate report` do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from moesim import load_plan, load_study
+from moesim.ground.errors import Fault, InputError
+from moesim.plans.plan import Pool
+
+from .bundle import PREDICTIONS, RESULTS
+from .figure import figure
+from .machines import AS_PROFILED, EXECUTE
+from .page import page
+from .planning import Asked, measure, plan, write
+from .scores import Compared, compare, scored
+
+HERE = Path(__file__).parents[1] / "cases" / "measured"
+"""Where results are committed: a folder for each machine, in it a folder for each bundle."""
+MACHINE = "machine"
+"""Folder of the layers that the machine was measured with, inside that of a bundle."""
+
+
+def planned(scenario: Path, asked: Asked, folder: Path, *, measured: bool) -> str:
+    """Choose and predict what a scenario's bundle holds, write it, and return the hash of its predictions.
+
+    Parameters
+    ----------
+    measured : whether the machine is first measured, with layers of the scenario's shape; else it is as profiled
+
+    Raises
+    ------
+    InputError
+        The folder was predicted already, or a file has faults.
+    """
+    if (folder / PREDICTIONS).exists():
+        raise InputError(
+            str(folder / PREDICTIONS), [Fault(path="", problem="was predicted already", remedy="name a new folder")]
+        )
+    study = load_study(scenario)
+    machines = measure(study, asked, folder / MACHINE) if measured else AS_PROFILED
+    return write(folder, plan(study, asked, machines), asked.profile, machines)
+
+
+def pools_in(file: Path, scenario: Path) -> tuple[Pool, ...]:
+    """Read the pools of a file of plans: each is run by itself, as one replica over all ranks."""
+    return load_plan(file, load_study(scenario).scenario).pools
+
+
+def _refusal(where: str, problem: str, remedy: str) -> InputError:
+    return InputError(where, [Fault(path="", problem=problem, remedy=remedy)])
+
+
+def bundles_in(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """List the folders of bundles that were run, by machine; those committed where none is given.
+
+    Raises
+    ------
+    InputError
+        A folder holds none.
+    """
+    found: dict[str, list[Path]] = {}
+    for folder in folders or ([HERE] if HERE.is_dir() else []):
+        results = sorted(path for path in folder.rglob(RESULTS) if path.parent.name != MACHINE)
+        if not results and folders:
+            raise _refusal(str(folder), "holds no results", f"run it with `python -m {EXECUTE} {folder}`")
+        for path in results:
+            found.setdefault(path.parent.parent.name, []).append(path.parent)
+    return found
+
+
+def compared_in(folders: Sequence[Path]) -> list[tuple[str, list[Compared]]]:
+    """Compare the bundles of some folders, by machine."""
+    return [(machine, [compare(each) for each in some]) for machine, some in bundles_in(folders).items()]
+
+
+def written(machines: Sequence[tuple[str, Sequence[Compared]]], target: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the page and, beside it, a figure for each machine."""
+    yield target, page(machines)
+    for machine, some in machines:
+        yield target.parent / f"{machine}.svg", figure([pair for each in some for pair in scored(each)]) + "\n"

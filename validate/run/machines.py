@@ -1,0 +1,142 @@
+"""A machine measured for one scenario: layers of its shape are run, and moesim's costs fitted to their parts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moesim.ground.errors import MoesimError
+from moesim.schedules.ops import Copy
+from moesim.world.hardware import Hardware, Node, Tier
+from moesim.world.scenario import Scenario
+
+from .bundle import Bundle, Choices, Setting, Trial, write_bundle
+from .gauging import ROUNDS, Gauge
+from .results import Results, read_results
+from .tuning import LEVELS, Part, Point, cold, fitted, told, tuned
+
+EXECUTE = f"{__package__}.execute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machines:
+    """The machine at hand, once for each kind of gating: experts in a loop and in a batch are different kernels.
+
+    Attributes
+    ----------
+    nodes : by kind; none: the profile's node serves all
+    """
+
+    nodes: Mapping[str, Node]
+
+    def scenario(self, scenario: Scenario, kind: str) -> Scenario:
+        """Put the node of a kind into a scenario; where it was not measured, that of the first kind."""
+        if not self.nodes:
+            return scenario
+        node = self.nodes.get(kind) or next(iter(self.nodes.values()))
+        offer = replace(scenario.hardware.offers[0], node=node)
+        return replace(scenario, hardware=Hardware(offers=(offer,), fabric=scenario.hardware.fabric))
+
+    def told(self) -> dict[str, dict[str, Mapping[str, float]]]:
+        """Return all that was fitted, by kind and key."""
+        return {kind: dict(told(node)) for kind, node in self.nodes.items()}
+
+
+AS_PROFILED = Machines(nodes={})
+"""The machine as its profile says."""
+
+
+def run_bundles(*folders: Path) -> int:
+    """Run bundles in a process of their own, which needs no more than torch and NumPy; return its exit code."""
+    return subprocess.run([sys.executable, "-m", EXECUTE, *map(str, folders)], check=False).returncode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The layers that a machine is measured with: each a trial, and the point that its time becomes."""
+
+    gauge: Gauge
+    trial: Trial
+    point: Point
+
+
+def measured_machines(scenario: Scenario, layers: list[Measured], bundle: Bundle, folder: Path, title: str) -> Machines:
+    """Run layers of the scenario's shape and fit the machine to them.
+
+    Raises
+    ------
+    MoesimError
+        None of them could be run.
+    """
+    write_bundle(folder, bundle, {}, {"note": "layers that the machine is measured with"})
+    run_bundles(folder)
+    results = read_results(folder)
+    seen = [_seen(each, results) for each in layers]
+    points = [each for each in seen if each is not None]
+    node, fabric = scenario.hardware.offers[0].node, scenario.hardware.fabric
+    nodes: dict[str, Node] = {}
+    for kind in dict.fromkeys(each.gauge.kind for each in points if each.gauge.kind not in EXTRA):
+        some = [each.point for each in points if each.gauge.kind == kind]
+        nodes[kind] = _with_tiers(tuned(node, fabric, some, title), fabric, points, title)
+    if not nodes:
+        raise MoesimError(f"{folder}: no layer could be measured; its results say why")
+    return Machines(nodes=nodes)
+
+
+EXTRA = ("two_dh", "cache")
+"""Kinds of layers that tell about a tier alone."""
+
+
+def _seen(each: Measured, results: Results) -> Measured | None:
+    """Put a layer's measured parts into its point; None where it was not run to its end.
+
+    None of these layers overlaps anything, so parts are scaled to add up to a step as it was timed without a clock, by
+    turns with other layers, whose weights had taken its own out of the caches.
+    """
+    found = results.trials.get(each.trial.name)
+    if found is None or found.failed or not found.parts:
+        return None
+    scale = 1.0 if each.gauge.kind == "cache" else found.seconds / sum(found.parts.values())
+    parts = {**{name: scale * seconds for name, seconds in found.parts.items()}, "step": found.seconds}
+    return replace(each, point=replace(each.point, parts=parts))
+
+
+def _with_tiers(node: Node, fabric: tuple[Tier, ...], points: list[Measured], title: str) -> Node:
+    """Fit the tiers that a few layers tell about: the link inside nodes, and where cold experts are."""
+    two = [each.point for each in points if each.gauge.kind == "two_dh"]
+    if two:
+        node = fitted(node, fabric, two, LEVELS, title)
+    for each in points:
+        if each.gauge.kind == "cache":
+            node = fitted(node, fabric, [_fetching(each, points)], _cold_part(each), title)
+    return node
+
+
+def _cold_part(each: Measured) -> Part:
+    return cold(next(task.op.source for task in each.point.schedule.tasks if isinstance(task.op, Copy)))
+
+
+def _fetching(each: Measured, points: list[Measured]) -> Point:
+    """Return what a step takes longer than the one whose experts are all there, of as many tokens."""
+    choices = each.trial.choices
+    there = next((other for other in points if other.trial.choices == choices and other is not each), None)
+    resident = there.point.parts["step"] if there is not None else 0.0
+    return replace(each.point, parts={"fetch": max(each.point.parts["step"] - resident, 1e-9)})
+
+
+def gauge_bundle(name: str, setting: Setting, layers: list[Measured], choices: Mapping[str, Choices]) -> Bundle:
+    """Gather the layers into a bundle; nothing is compared in it."""
+    trials = tuple(each.trial for each in layers)
+    return Bundle(
+        scenario=f"{name}: the machine",
+        setting=setting,
+        trials=trials,
+        pairs=(),
+        pick=trials[0].name,
+        repeated="",
+        rounds=ROUNDS,
+        choices=choices,
+    )

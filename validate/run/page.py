@@ -1,0 +1,185 @@
+"""The pages of a comparison: what was predicted beside what was measured, misses as misses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from .bundle import Setting
+from .scores import LARGE, Compared, Scored, Summary, scored, summary
+
+HEAD = """# Predicted and measured
+
+Written by `moesim validate report`; do not edit. A scenario's plans are chosen by the search on the profile of the
+machine they are run on, predicted, and written to a file; then real layers carry them out in torch, by turns, with the
+very routing that was predicted. Nothing is fitted afterwards: a result is only read where it names the hash of the
+prediction that lies beside it. [How to run this](../guides/run-plans.md).
+
+A *pair* is two plans that differ in one axis. Its order counts where the measured ratio exceeds 1.10 and twice the
+noise floor, which is how far two runs of one plan lie apart in the same round. *No difference* is what predicting equal
+times for all plans would score.
+"""
+
+
+def page(machines: Sequence[tuple[str, Sequence[Compared]]], *, figures: bool = True) -> str:
+    """Write the page as Markdown: machine by machine, scenario by scenario."""
+    parts = [HEAD]
+    for machine, some in machines:
+        parts += [f"## {machine}\n", *_about(some), _scores(some)]
+        if figures:
+            parts.append(f"![Predicted against measured ratios]({machine}.svg)\n")
+        for compared in some:
+            parts += list(_section(compared))
+    if not any("H200" in machine or "gpu" in machine for machine, _ in machines):
+        parts.append("## A gpu\n\nNot yet run: no machine with a gpu was at hand.\n")
+    return "\n".join(parts)
+
+
+def _about(some: Sequence[Compared]) -> Iterator[str]:
+    """Say what machine it was, and when."""
+    headers = [compared.results.header for compared in some]
+    machine = headers[0]["machine"]
+    memory = f"{machine.get('memory', 0) / 1e9:.0f} GB"
+    days = sorted({header["started"][:10] for header in headers})
+    load = max(header.get("load", 0.0) for header in headers)
+    yield (
+        f"{headers[0]['device']}, {machine.get('cores', '?')} cores, {memory}; torch {machine.get('torch', '?')}; "
+        f"{' to '.join(dict.fromkeys((days[0], days[-1])))}; {load:.1f} processes wanted each core at most.\n"
+    )
+
+
+def _scores(some: Sequence[Compared]) -> str:
+    """Write the scores of a machine: all links together, and each kind of link alone."""
+    by_link = {"all": list(some)}
+    for compared in some:
+        by_link.setdefault(compared.bundle.setting.link, []).append(compared)
+    if len(by_link) == 2:
+        by_link.popitem()
+    sums = {name: summary(each) for name, each in by_link.items()}
+    rows: list[tuple[str, list[str]]] = [
+        ("pairs of plans", [str(each.pairs) for each in sums.values()]),
+        (f"of which differ by {LARGE:g}x or more", [str(each.large) for each in sums.values()]),
+        ("speedup, median error", [_percent(each.speedup_median_error) for each in sums.values()]),
+        ("the same of *no difference*", [_percent(each.unmoved_median_error) for each in sums.values()]),
+        ("pairs whose order counts", [str(each.telling) for each in sums.values()]),
+        ("of which ordered right", [_percent(each.ordered_right) for each in sums.values()]),
+        ("step times", [str(each.times) for each in sums.values()]),
+        ("step time, median error", [_percent(each.time_median_error) for each in sums.values()]),
+        ("step times inside P10-P90", [_percent(each.inside_interval) for each in sums.values()]),
+        ("noise floor, median", [_percent(each.floor) for each in sums.values()]),
+        ("trials that failed", [str(each.failed) for each in sums.values()]),
+    ]
+    head = [f"| link | {' | '.join(sums)} |", f"|---|{'--:|' * len(sums)}"]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(values)} |" for name, values in rows)]) + "\n"
+
+
+def _section(compared: Compared) -> Iterator[str]:
+    """Write one scenario: its plans, its pairs, and where the time went."""
+    bundle = compared.bundle
+    yield f"### {bundle.scenario}\n"
+    yield f"{described(bundle.setting)}; {bundle.rounds} rounds; noise floor {_percent(compared.floor)}.\n"
+    yield "| plan | predicted | P10-P90 | measured | spread | error | inside | memory |"
+    yield "|---|--:|--:|--:|--:|--:|---|--:|"
+    for name, each in compared.finished.items():
+        told = compared.predictions[name]
+        inside = "yes" if told.low <= each.seconds <= told.high else "no"
+        label = f"**{name}** (the pick)" if name == bundle.pick else name
+        expected = f"{_time(told.seconds)} | {_time(told.low)}-{_time(told.high)}"
+        error = f"{told.seconds / each.seconds - 1:+.0%}"
+        seen = f"{_time(each.seconds)} | {_percent(each.spread)} | {error} | {inside} | {each.memory / 1e6:.0f} MB"
+        yield f"| {label} | {expected} | {seen} |"
+    for name, why in compared.failed.items():
+        yield f"| {name} | | | failed: {why} | | | | |"
+    yield from _pairs(scored(compared))
+    yield from _parts(compared)
+
+
+def _pairs(pairs: Sequence[Scored]) -> Iterator[str]:
+    yield "\n| axis | slower | faster | predicted | measured | error | order |\n|---|---|---|--:|--:|--:|---|"
+    for pair in pairs:
+        order = ("right" if pair.right else "**wrong**") if pair.telling else "within noise"
+        yield (
+            f"| {pair.axis} | {pair.slow} | {pair.fast} | {pair.predicted:.2f} | {pair.measured:.2f} | "
+            f"{_percent(pair.error)} | {order} |"
+        )
+
+
+def _parts(compared: Compared) -> Iterator[str]:
+    """Write predicted and measured busy time of every part, and name the one that a plan's miss comes from."""
+    yield "\n| plan | part by part, predicted / measured ms | largest miss |\n|---|---|---|"
+    for name, each in compared.finished.items():
+        rows = parts_of(compared, name)
+        cells = ", ".join(f"{part} {told * 1e3:.2f} / {seen * 1e3:.2f}" for part, (told, seen) in rows.items())
+        worst = max(rows, key=lambda part: abs(rows[part][0] - rows[part][1]), default="")
+        apart = (rows[worst][0] - rows[worst][1]) / each.seconds if worst else 0.0
+        yield f"| {name} | {cells} | {worst} {apart:+.0%} of the step |"
+    yield ""
+
+
+def parts_of(compared: Compared, name: str) -> dict[str, tuple[float, float]]:
+    """Return predicted and measured seconds of each part; what a layer calls by two names is one part to moesim."""
+    told, seen = dict(compared.predictions[name].parts), dict(compared.finished[name].parts)
+    for part, whole in JOINED.items():
+        for parts in (told, seen):
+            if part in parts:
+                parts[whole] = parts.get(whole, 0.0) + parts.pop(part)
+    names = dict.fromkeys((*told, *seen))
+    return {part: (told.get(part, 0.0), seen.get(part, 0.0)) for part in names}
+
+
+JOINED = {"regroup": "pack", "prefetch": "fetch"}
+"""Parts of a layer, and of a schedule, that count to another."""
+
+
+def described(setting: Setting) -> str:
+    """Say what a bundle ran on.
+
+    Examples
+    --------
+    >>> described(Setting(ranks=4, nodes=2, rate=1e8, link="kernel"))
+    '4 ranks on cpu, on 2 nodes joined at 100 MB/s by the kernel'
+    """
+    ranks = f"{setting.ranks} rank{'s' * (setting.ranks > 1)} on {setting.device}"
+    if setting.nodes == 1:
+        return ranks
+    how = "by the kernel" if setting.link == "kernel" else setting.link
+    return f"{ranks}, on {setting.nodes} nodes joined at {setting.rate / 1e6:.0f} MB/s {how}"
+
+
+def lines(found: Summary) -> Iterator[str]:
+    """Say in a few lines for a terminal how a summary came out."""
+    yield f"{found.pairs} pairs, {found.large} of them {LARGE:g}x apart or more; noise floor {_percent(found.floor)}"
+    yield (
+        f"speedup: median error {_percent(found.speedup_median_error)}; "
+        f"of predicting no difference {_percent(found.unmoved_median_error)}"
+    )
+    yield f"order: {_percent(found.ordered_right)} of the {found.telling} pairs that count are right"
+    yield (
+        f"step time: median error {_percent(found.time_median_error)} of {found.times}; "
+        f"{_percent(found.inside_interval)} inside P10-P90"
+    )
+    if found.failed:
+        yield f"{found.failed} trials failed"
+
+
+def _percent(share: float) -> str:
+    """Write a share; a dash where there is none.
+
+    Examples
+    --------
+    >>> _percent(0.1234), _percent(math.nan)
+    ('12.3%', '-')
+    """
+    return f"{share:.1%}" if math.isfinite(share) else "-"
+
+
+def _time(seconds: float) -> str:
+    """Write milliseconds in three digits.
+
+    Examples
+    --------
+    >>> _time(0.0123456), _time(1.5)
+    ('12.3 ms', '1500 ms')
+    """
+    value = seconds * 1e3
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

@@ -1,0 +1,212 @@
+"""From a scenario to a bundle: the search's pick and its rivals, each as a layer, a routing and a prediction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moesim.ground.errors import Fault, InputError, PlanError, PolicyError
+from moesim.plans.plan import Plan, Pool, Space
+from moesim.search.paths import changed
+from moesim.search.study import Study
+from moesim.world.scenario import Scenario
+from moesim.world.workload import Serving
+
+from .batches import Chosen, choices, tokens_of
+from .bundle import Bundle, Predicted, Setting, Trial, write_bundle
+from .choosing import MOST, axes_of, named, pairs_of, picks, rivals
+from .gauging import DRAWS as GAUGE_DRAWS
+from .gauging import Gauge, gauges, kind_of
+from .machine import on_machine
+from .machines import AS_PROFILED, Machines, Measured, gauge_bundle, measured_machines
+from .predicting import Forecast, forecast
+from .specs import spec_of
+from .tuning import Point
+
+DRAWS = 4
+"""Steps of the routing that a trial is run with, each with tokens of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be run besides the scenario.
+
+    Attributes
+    ----------
+    setting : ranks, and the link between them
+    profile : the calibrated node, a name or a file
+    pools : the plans to run in place of the search's; none: the search's
+    most : plans to run at most
+    rounds, draws : how often all are run by turns, with how many batches each
+    changes : of the scenario, by dotted path, such as ``routing.cv``
+    batch : sequences of a step on each rank in place of the space's; 0: the space's
+    seed : of everything drawn
+    """
+
+    setting: Setting
+    profile: str
+    pools: tuple[Pool, ...] = ()
+    most: int = MOST
+    rounds: int = 12
+    draws: int = DRAWS
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A bundle before it is written, with its predictions and the plans that no layer can carry out, by reason."""
+
+    bundle: Bundle
+    predictions: Mapping[str, Predicted]
+    left_out: Mapping[str, str]
+
+
+def prepared(study: Study, asked: Asked) -> tuple[Study, Scenario]:
+    """Return a study with the changes asked for, and its scenario on the machine at hand, as profiled.
+
+    Raises
+    ------
+    InputError
+        The scenario has no experts.
+    """
+    study = _changed(study, asked)
+    scenario = on_machine(study.scenario, asked.profile, asked.setting)
+    if not scenario.model.moe_layers:
+        raise InputError(scenario.name, [Fault(path="model", problem="has no experts", remedy="give one that has")])
+    return study, scenario
+
+
+def measure(study: Study, asked: Asked, folder: Path) -> Machines:
+    """Measure the machine at hand with layers of the scenario's shape: before anything is predicted."""
+    study, scenario = prepared(study, asked)
+    assert study.space is not None
+    drawn = _Drawn(scenario=scenario, asked=replace(asked, draws=GAUGE_DRAWS, seed=asked.seed + 1))
+    layers = [drawn.layer(gauge) for gauge in gauges(scenario, study.space, asked.setting.ranks)]
+    bundle = gauge_bundle(scenario.name, asked.setting, layers, drawn.choices)
+    return measured_machines(scenario, layers, bundle, folder, f"layers of {scenario.name} at other sizes")
+
+
+def plan(study: Study, asked: Asked, machines: Machines = AS_PROFILED) -> Planned:
+    """Choose, predict and describe what is to be run.
+
+    Raises
+    ------
+    MoesimError
+        The scenario has no mixture, its space holds no plan that can be run, or the machine has no such ranks.
+    """
+    study, scenario = prepared(study, asked)
+    drawn = _Drawn(scenario=scenario, asked=asked, machines=machines)
+    pools = _pools(study, drawn)
+    made: list[Made] = []
+    left_out: dict[str, str] = {}
+    for name, pool in zip(named(pools), pools, strict=True):
+        try:
+            made.append(drawn.trial(name, pool))
+        except (PolicyError, InputError) as fault:
+            left_out[name] = str(fault)
+        if len(made) == asked.most:
+            break
+    if len(made) < 2:
+        why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it holds one plan"
+        raise PlanError("space", [Fault(path="", problem=f"has no two plans to compare: {why}", remedy="widen it")])
+    return Planned(
+        bundle=_bundle(scenario, asked, made, drawn.choices),
+        predictions={trial.name: predicted for _, trial, predicted in made},
+        left_out=left_out,
+    )
+
+
+Made = tuple[Pool, Trial, Predicted]
+"""A plan, the trial that carries it out, and what is expected of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawn:
+    """Makes trials for one scenario; those of as many tokens are run with the same routing."""
+
+    scenario: Scenario
+    asked: Asked
+    machines: Machines = AS_PROFILED
+    choices: dict[str, Chosen] = field(default_factory=dict)
+
+    def trial(self, name: str, pool: Pool) -> Made:
+        """Predict one plan and describe its layer."""
+        trial, found = self._both(name, pool)
+        return pool, trial, found.predicted
+
+    def layer(self, gauge: Gauge) -> Measured:
+        """Describe a layer that the machine is measured with."""
+        trial, found = self._both(gauge.name, gauge.pool)
+        return Measured(gauge=gauge, trial=trial, point=Point(schedule=found.schedule, parts={}))
+
+    def _both(self, name: str, pool: Pool) -> tuple[Trial, Forecast]:
+        tokens, asked = tokens_of(self.scenario, pool), self.asked
+        key = f"t{tokens}"
+        if key not in self.choices:
+            self.choices[key] = choices(self.scenario, tokens, asked.setting.ranks, asked.draws, asked.seed)
+        scenario = self.machines.scenario(self.scenario, kind_of(pool))
+        found = forecast(scenario, pool, self.choices[key], seed=asked.seed)
+        spec = spec_of(scenario, pool, found.layout, tokens, found.way)
+        return Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool)), found
+
+
+def _pools(study: Study, drawn: _Drawn) -> list[Pool]:
+    """Return the plans asked for, or the search's pick, the best that a layer carries out, and its rivals."""
+    asked, scenario = drawn.asked, drawn.machines.scenario(drawn.scenario, "dynamic")
+    ranks = asked.setting.ranks
+    if asked.pools:
+        return [replace(pool, node=scenario.hardware.offers[0].node.name) for pool in asked.pools]
+    assert study.space is not None
+    why = "it holds none"
+    for best in picks(study, scenario, ranks, asked.seed):
+        try:
+            drawn.trial("", best)
+        except (PolicyError, InputError) as fault:
+            why = str(fault)
+        else:
+            return [best, *(pool for _, pool in rivals(best, study.space, ranks, asked.seed))]
+    raise PlanError("space", [Fault(path="", problem=f"has no plan that can be run: {why}", remedy="widen it")])
+
+
+def _bundle(scenario: Scenario, asked: Asked, made: Sequence[Made], chosen: Mapping[str, Chosen]) -> Bundle:
+    """Gather trials; the first one is the pick, and it is run a second time in every round for the noise."""
+    pools = [pool for pool, _, _ in made]
+    trials = [trial for _, trial, _ in made]
+    again = replace(trials[0], name=f"{trials[0].name} (again)")
+    return Bundle(
+        scenario=scenario.name,
+        setting=asked.setting,
+        trials=(*trials, again),
+        pairs=pairs_of([trial.name for trial in trials], pools),
+        pick=trials[0].name,
+        repeated=again.name,
+        rounds=asked.rounds,
+        choices=chosen,
+    )
+
+
+def _changed(study: Study, asked: Asked) -> Study:
+    """Change numbers of a scenario by their dotted paths, and the batch that its space leaves open."""
+    scenario = study.scenario
+    for path, value in asked.changes.items():
+        scenario, _ = changed(scenario, Plan(pools=()), path, value)
+    axes = dict(study.space.axes) if study.space else {}
+    if asked.batch:
+        axes["max_batch" if isinstance(scenario.workload, Serving) else "microbatch"] = (asked.batch,)
+    return replace(study, scenario=scenario, space=Space(axes=axes))
+
+
+def write(folder: Path, planned: Planned, profile: str, machines: Machines = AS_PROFILED) -> str:
+    """Write a planned bundle with its predictions and what they rest on, and return their hash."""
+    grounds = {
+        "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "profile": profile,
+        "fits": machines.told(),
+        "left_out": dict(planned.left_out),
+    }
+    return write_bundle(folder, planned.bundle, planned.predictions, grounds)

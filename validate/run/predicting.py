@@ -1,0 +1,135 @@
+"""What moesim expects of a plan: the layers of a pass, lowered, priced and run for the very routing drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int
+
+from moesim.deployments.residuals import Residuals
+from moesim.passes.breakdown import breakdown
+from moesim.passes.exchanges import Routed
+from moesim.passes.lowering import arrange, lower
+from moesim.passes.timeline import makespan, timeline
+from moesim.plans.layout import Layout
+from moesim.plans.plan import Pool
+from moesim.policies.caches import run_caches
+from moesim.policies.finding import make
+from moesim.policies.protocols import Buffering
+from moesim.schedules.costs.pricing import grounds, price_together
+from moesim.schedules.schedule import Priced, Schedule, Task
+from moesim.world.hardware import Node, Tier
+from moesim.world.scenario import Scenario
+
+from .batches import Chosen, batch_of, counts_of, routed, used
+from .bundle import Predicted
+
+LOW, HIGH = 0.1, 0.9
+DRAWN = 64
+"""Draws of the residuals of the costs."""
+FILLED = 3
+"""Times that a cache has seen all draws before its misses are counted: as often as before the first round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """A plan's prediction, the layout it is made with, and which of its alternatives of structure is fastest."""
+
+    predicted: Predicted
+    layout: Layout
+    way: int
+    schedule: Schedule
+
+
+def forecast(scenario: Scenario, pool: Pool, chosen: Chosen, *, seed: int) -> Forecast:
+    """Predict the mean time of a plan's step over its draws.
+
+    Parameters
+    ----------
+    scenario : on the machine at hand
+    pool : one replica over all ranks
+    chosen : the experts that tokens use
+
+    Raises
+    ------
+    PolicyError
+        A policy refuses the plan.
+    """
+    node, fabric = scenario.hardware.offers[0].node, scenario.hardware.fabric
+    tokens = chosen.shape[2]
+    layout = arrange(scenario, pool, tokens=tokens, seed=seed)
+    counts = counts_of(used(scenario, pool, chosen), scenario.routing.experts)
+    layouts = [replace(layout, missing=share) for share in _missing(pool, layout, counts)]
+    steps = [routed(scenario, pool, layout, each) for each in counts]
+    ways = [only_layer(way, scenario) for way in _ways(scenario, pool, layouts, steps, tokens)]
+    priced = price_together(ways, node, fabric)
+    totals = [float(makespan(each).mean()) for each in priced]
+    way = int(np.argmin(totals))
+    predicted = _predicted(priced[way], totals[way], node, fabric, seed)
+    return Forecast(predicted=predicted, layout=layout, way=way, schedule=ways[way])
+
+
+def _ways(
+    scenario: Scenario, pool: Pool, layouts: Sequence[Layout], steps: Sequence[Routed], tokens: int
+) -> tuple[Schedule, ...]:
+    """Lower the pass: every draw is a plan of its own, since caches hold other experts in each."""
+    pools = [pool] * len(steps)
+    return lower(scenario, pools, 0, layouts, [batch_of(scenario, tokens)], [steps]).schedules()
+
+
+def only_layer(whole: Schedule, scenario: Scenario) -> Schedule:
+    """Leave out what is no part of the layers themselves: embedding and head."""
+    last = len(scenario.model.layers) - 1
+    return without(whole, [i for i, task in enumerate(whole.tasks) if not 0 <= task.layer <= last])
+
+
+def without(schedule: Schedule, dropped: Sequence[int]) -> Schedule:
+    """Leave tasks out; what waited for one waits for what that one waited for."""
+    gone = set(dropped)
+    place: dict[int, set[int]] = {}
+    kept: list[Task] = []
+    for index, task in enumerate(schedule.tasks):
+        waits = {i for before in task.after for i in place[before]}
+        if index in gone:
+            place[index] = waits
+        else:
+            place[index] = {len(kept)}
+            kept.append(replace(task, after=tuple(sorted(waits))))
+    out = sorted({i for end in schedule.out for i in place[end]})
+    return replace(schedule, tasks=tuple(kept), out=tuple(out))
+
+
+def _missing(pool: Pool, layout: Layout, counts: Int[np.ndarray, "draw rank expert"]) -> list[float]:
+    """Return, for each draw, the share of used experts that the busiest rank has to fetch, once caches have filled."""
+    policy: Buffering = make("buffering", pool.policy("buffering"))
+    slots = layout.slots_per_rank
+    resident = policy.resident_of(slots)
+    if resident == slots:
+        return [0.0] * len(counts)
+    blocks = counts.shape[1] // pool.parallel.ep
+    received = counts.reshape(len(counts), blocks, -1, counts.shape[2]).sum(axis=2)
+    held = layout.expert_of_slot[0].reshape(pool.parallel.ep, slots)
+    accessed = (received[:, :, held] > 0).reshape(len(counts), -1, slots)
+    run = run_caches(policy, np.tile(accessed, (FILLED + 1, 1, 1)), resident)
+    missed = run.missed[-len(counts) :].sum(axis=2)
+    return [float(m.max() / max(a.max(), 1)) for m, a in zip(missed, accessed.sum(axis=2), strict=True)]
+
+
+def _predicted(priced: Priced, mean: float, node: Node, fabric: tuple[Tier, ...], seed: int) -> Predicted:
+    """Draw what the costs may be wrong by, and say where the time goes."""
+    drawn = makespan(Residuals(seed=seed, number=DRAWN).applied(priced, node, fabric))
+    low, high = np.quantile(drawn.reshape(DRAWN, -1).mean(axis=1), (LOW, HIGH)).tolist()
+    return Predicted(
+        seconds=mean,
+        low=min(low, mean),
+        high=max(high, mean),
+        parts=_parts(priced),
+        outside=grounds(priced.schedule, node, fabric).outside,
+    )
+
+
+def _parts(priced: Priced) -> Mapping[str, float]:
+    """Busy seconds of each named part, of the rank on which it is longest."""
+    return {name: float(busy) for name, (busy, _) in breakdown(priced, timeline(priced)).items()}
