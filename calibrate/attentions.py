@@ -21,7 +21,7 @@ SLOW = {"fp32": 2.0, "bf16": 6.0}
 def attentions(dtypes: Sequence[str], cuda: bool) -> list[Operation]:
     """Return prefill and decode of both kinds in each dtype; `kernel` is the kind."""
     made = [make(dtype) for dtype in dtypes for make in (_gqa_prefill, _mla_prefill, _gqa_decode, _mla_decode)]
-    return made if cuda else [replace(one, slow=SLOW[one.dtype]) for one in made]
+    return made if cuda else [replace(one, slow=SLOW[one.dtype], number=32) for one in made]
 
 
 def _gqa_prefill(dtype: str) -> Operation:

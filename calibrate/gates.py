@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 
 from .operation import Operation, Prepare, bytes_of
 from .pieces import routing
@@ -15,7 +16,8 @@ SHAPE = (
     Axis(name="experts", among=(8, 16, 64, 128, 256)),
     Axis(name="topk", among=(1, 2, 4, 8)),
 )
-CAPACITY = Axis(name="capacity", low=1, high=1024)
+FACTOR = Axis(name="factor", among=(0.5, 1.0, 1.25, 2.0, 4.0))
+"""Rows that an expert has room for, over those that it gets when all get as many."""
 MASK = 4
 """Bytes of an element of a dense mask, fp32."""
 SCORE, CHOICE = 4, 12
@@ -41,8 +43,8 @@ def _of(dtype: str) -> list[Operation]:
         _operation("pack", dtype, routing.pack_case, _sort_and_move, number=32, complete=moved),
         _operation("permute", dtype, routing.permute_case, _move, number=8, complete=moved),
         _operation("unpermute", dtype, routing.unpermute_case, _move, number=32, complete=moved),
-        _operation("dispatch_dense", dtype, routing.dispatch_case, dense, number=16, dense=True),
-        _operation("combine_dense", dtype, routing.combine_case, dense, number=16, dense=True),
+        _operation("dispatch_dense", dtype, routing.dispatch_case, dense, number=16, complete=_roomy, dense=True),
+        _operation("combine_dense", dtype, routing.combine_case, dense, number=16, complete=_roomy, dense=True),
     ]
 
 
@@ -69,7 +71,7 @@ def _operation(
         name=name,
         dtype=dtype,
         group="kernels",
-        axes=tuple(axis for axis in (*SHAPE, *([CAPACITY] if dense else [])) if axis.name != without),
+        axes=tuple(axis for axis in (*SHAPE, *([FACTOR] if dense else [])) if axis.name != without),
         cost=cost,
         case=case,
         number=number,
@@ -87,8 +89,14 @@ def _chosen(point: Inputs) -> Inputs:
     return {**point, "traffic": point["tokens"] * (SCORE * point["experts"] + CHOICE * point["topk"])}
 
 
+def _roomy(point: Inputs) -> Inputs:
+    """Add an expert's capacity."""
+    return {**point, "capacity": ceil(point["factor"] * point["tokens"] * point["topk"] / point["experts"])}
+
+
 def _masked(point: Inputs) -> Inputs:
-    return {**point, "traffic": MASK * _cells(point)}
+    roomy = _roomy(point)
+    return {**roomy, "traffic": MASK * _cells(roomy)}
 
 
 def _cells(point: Inputs) -> float:

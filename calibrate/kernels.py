@@ -16,22 +16,28 @@ from .points import Axis, Inputs, rows_of
 
 WIDEST = {"cpu": 4096, "cuda": 16384}
 """Columns of the widest product: models that run on a CPU are narrower."""
+FEWEST = {"cpu": 2, "cuda": 1}
+"""Rows of the lowest product: on a CPU one row takes a way of its own, and is what no plan for a CPU is about."""
+FEW = {"cpu": 16, "cuda": 1}
+"""Rows of all experts together, at least."""
+SLOTS = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (1, 2, 4, 8, 16, 32, 64, 128)}
+"""Experts of a rank."""
 
 
 def dense(bench: Bench, speed: Speed) -> list[Operation]:
     """Dense products in every dtype that the device multiplies."""
     side = multiple((speed.longest * speed.flop_rate / 2) ** (1 / 3), 64)
     tall = multiple(min(speed.longest * speed.bandwidth / 8, LARGEST[bench.device.type] / 5) ** 0.5, 64)
-    widest = WIDEST[bench.device.type]
+    widest, fewest = WIDEST[bench.device.type], FEWEST[bench.device.type]
     axes = (
-        Axis(name="m", low=1, high=2 * widest),
+        Axis(name="m", low=fewest, high=2 * widest),
         Axis(name="n", low=64, high=widest, step=16),
         Axis(name="k", low=64, high=widest, step=16),
     )
     anchors = (
         {"m": side, "n": side, "k": side},  # peak
-        {"m": 1, "n": tall, "k": tall},  # bandwidth
-        {"m": 1, "n": 64, "k": 64},  # launch
+        {"m": fewest, "n": tall, "k": tall},  # bandwidth
+        {"m": fewest, "n": 64, "k": 64},  # launch
         {"m": 64, "n": 64, "k": widest},  # few tiles, each long
     )
     return [
@@ -70,29 +76,30 @@ def _gemm_cost(point: Inputs, size: int) -> tuple[float, float]:
 def experts(bench: Bench, dtypes: Sequence[str], speed: Speed) -> list[Operation]:
     """One product per expert: in a loop, batched to the fullest, and in one kernel; fp8 in one kernel only."""
     ways = {"looped": products.looped_case, "batched": products.batched_case, "grouped": products.grouped_case}
-    widest = WIDEST[bench.device.type] // 2
-    made = [_experts(dtype, kernel, case, speed, widest) for dtype in dtypes for kernel, case in ways.items()]
-    return made + ([_experts("fp8", "grouped", products.grouped_case, speed, widest)] if _has_fp8(bench) else [])
+    made = [_experts(dtype, kernel, case, bench, speed) for dtype in dtypes for kernel, case in ways.items()]
+    return made + ([_experts("fp8", "grouped", products.grouped_case, bench, speed)] if _has_fp8(bench) else [])
 
 
-def compiled_experts(dtype: str, speed: Speed) -> Operation:
+def compiled_experts(dtype: str, bench: Bench, speed: Speed) -> Operation:
     """Experts of equal capacity through torch.compile, among what is compiled: the first call takes that long."""
-    one = _experts(dtype, "compiled", products.compiled_case, speed, 2048)
+    one = _experts(dtype, "compiled", products.compiled_case, bench, speed)
     return replace(one, group="compilation", number=12)
 
 
-def _experts(dtype: str, kernel: str, prepare: Callable[..., Case], speed: Speed, widest: int) -> Operation:
+def _experts(dtype: str, kernel: str, prepare: Callable[..., Case], bench: Bench, speed: Speed) -> Operation:
+    kind = bench.device.type
+    few, widest = FEW[kind], WIDEST[kind] // 2
     side = multiple((speed.longest * speed.flop_rate / 4 / 1024) ** 0.5, 64)
     axes = (
-        Axis(name="slots", among=(1, 2, 4, 8, 16, 32, 64, 128)),
-        Axis(name="rows", low=1, high=16384),
+        Axis(name="slots", among=SLOTS[kind]),
+        Axis(name="rows", low=few, high=16384),
         Axis(name="n", low=64, high=widest, step=16),
         Axis(name="k", low=64, high=widest, step=16),
         Axis(name="skew", among=(0.0, 0.5, 1.0, 1.5)),
     )
     anchors = (
-        {"slots": 8, "rows": 1, "n": 512, "k": 512, "skew": 0.0},
-        {"slots": 8, "rows": 8, "n": 512, "k": 512, "skew": 0.0},
+        {"slots": 8, "rows": few, "n": 512, "k": 512, "skew": 0.0},
+        {"slots": 8, "rows": 8 * few, "n": 512, "k": 512, "skew": 0.0},
         {"slots": 8, "rows": 1024, "n": side, "k": side, "skew": 0.0},
         {"slots": 8, "rows": 1024, "n": 512, "k": 512, "skew": 1.5},
     )

@@ -37,7 +37,7 @@ def suite(bench: Bench, speed: Speed) -> tuple[Operation, ...]:
         *memory(cuda),
         *interference(cuda),
         *compiling(cuda),
-        compiled_experts(main[-1], speed),
+        compiled_experts(main[-1], bench, speed),
     )
 
 

@@ -19,8 +19,12 @@ def prefill(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def decode(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend from one new token of each sequence to its cache: query [batch, heads, 1, dim]."""
-    return functional.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
+    """Attend from one new token of each sequence to its cache: query [batch, heads, 1, dim].
+
+    Heads that share a key head are rows of one product, so that the cache is read once for all of them.
+    """
+    rows = query.view(query.shape[0], key.shape[1], -1, query.shape[3])
+    return functional.scaled_dot_product_attention(rows, key, value).view(*query.shape[:3], value.shape[3])
 
 
 def latent_decode(query: Tensor, latent: Tensor, width: int) -> Tensor:
