@@ -21,6 +21,8 @@ ROOM = {"cpu": 0.05, "cuda": 0.05}
 FEWEST, MOST = 3, 15
 WARM = {"cpu": 0.002, "cuda": 0.010}
 """Seconds of warm-up, at least: a gpu's clock rises from idle in milliseconds."""
+BEFORE = (256, 512, 512)
+"""Rows, inner and columns of the product that ranks compute before a collective: about a millisecond."""
 CYCLES = 2e9
 """Cycles of a gpu's clock in a second, about: a little too long a wait does no harm."""
 SLACK = 20e-6
@@ -102,6 +104,7 @@ def _by_clock(case: Case, args: tuple[object, ...], bench: Bench) -> float:
         _settle(bench)  # it would wait for what runs beside, too
     if case.joint:
         _meet(bench)
+        _compute(bench)
     start = time.perf_counter()
     case.call(*args)
     if bench.device.type == "cuda":
@@ -122,6 +125,12 @@ def _by_events(case: Case, args: tuple[object, ...], bench: Bench, warm: _Warm) 
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+def _compute(bench: Bench) -> None:
+    """Come to a collective from computing, as in a model: on a CPU the threads that move bytes have gone to sleep."""
+    if bench.device.type == "cpu":
+        torch.mm(bench.pool.cut("fp32", *BEFORE[:2]), bench.pool.cut("fp32", *BEFORE[1:]))
 
 
 def _settle(bench: Bench) -> None:
