@@ -104,7 +104,7 @@ def _attention_kind(name: str, heads: int, kv_heads: int, key_dim: int, value_di
 
 
 def _elementwise(cases: Cases) -> Iterator[Term]:
-    yield _all(cases), Elementwise(traffic=_column(cases, "traffic"))
+    yield _all(cases), Elementwise(traffic=_column(cases, "traffic"), kernel=cases.kind or "default")
 
 
 def _reduce(cases: Cases) -> Iterator[Term]:

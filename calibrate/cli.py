@@ -35,14 +35,16 @@ def measure(
     points: int = 64,
     longest: str = "",
 ) -> int:
-    """Measure this machine with torch and keep the raw samples; stopped or killed, it goes on when run again.
+    """Measure this machine with torch: a profile that scenarios name, and raw samples beside it.
+
+    Stopped or killed, it goes on when run again.
 
     Parameters
     ----------
     device
         What to measure; a gpu where torch sees one, else the CPU.
     out
-        The file of raw samples, JSON lines; DEVICE.jsonl here if not given.
+        The profile; raw samples, JSON lines, lie beside it with the ending .jsonl. machine.yaml here if not given.
     budget
         Time for everything, shared by the groups: 5 min, 90 s.
     only
@@ -54,37 +56,48 @@ def measure(
     longest
         Time of the largest point, about: 50 ms on a CPU, 10 ms on a gpu if not given.
     """
-    words = ["--budget", budget, "--points", str(points)]
-    given = {"--device": device, "--out": out, "--only": only, "--ranks": ranks, "--longest": longest}
+    profile = out if out is not None else Path("machine.yaml")
+    raw = profile.with_suffix(".jsonl")
+    words = ["--out", str(raw), "--budget", budget, "--points", str(points)]
+    given = {"--device": device, "--only": only, "--ranks": ranks, "--longest": longest}
     words += [word for name, value in given.items() if value for word in (name, str(value))]
     # In a process of its own, which may start itself anew when a gpu is lost to it.
-    return subprocess.run([sys.executable, "-m", MODULE, *words], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", MODULE, *words], check=False).returncode
+    if code == 0 and not only and profile != raw:
+        _write(raw, profile, None)
+    elif code == 1:
+        print(f"no profile is written; of what there is, `moesim calibrate fit {raw}` makes one", file=sys.stderr)
+    return code
 
 
 @app.command
-def fit(raw: Path, *, node: str = "generic/cpu", out: Path | None = None) -> None:
-    """Fit a profile to raw samples of one machine.
+def fit(raw: Path, *, out: Path | None = None, ranks: int | None = None) -> None:
+    """Fit a profile to raw samples of a machine, this one or another.
 
     Parameters
     ----------
     raw
-        The file of raw samples.
-    node
-        The machine as its datasheet says, a name or a file: generic/cpu, nvidia/hgx-h100.
+        The file of raw samples, which may be compressed (.gz).
     out
-        Where to write the fits; RAW with the ending .yaml if not given.
+        Where to write the profile; RAW with the ending .yaml if not given.
+    ranks
+        How many ranks share the machine; as many as were measured side by side if not given.
     """
-    from moesim.files.profiles import load_profile
+    _write(raw, out if out is not None else raw.with_name(f"{raw.name.partition('.')[0]}.yaml"), ranks)
 
-    from .fitting import fit_samples
-    from .profile import shown, write_profile
+
+def _write(raw: Path, profile: Path, ranks: int | None) -> None:
+    """Fit raw samples and write the profile."""
+    from .measured import profile_of
+    from .nodes import write_node
+    from .profile import shown
     from .raw import read
 
-    found = read(raw)
-    outcome = fit_samples(found.samples, load_profile("node", node).profile, title=str(raw))
-    target = out if out is not None else raw.with_suffix(".yaml")
-    write_profile(target, outcome.fits, head=f"Fitted by `moesim calibrate fit {raw}` as a {node}.")
-    print("\n".join([*shown(outcome.fits), *(f"left out: {why}" for why in outcome.left_out), f"written to {target}"]))
+    samples = read(raw)
+    found = profile_of(samples, ranks=ranks, title=raw.name)
+    write_node(profile, found, samples.header, raw.name)
+    said = [*shown(found.node.device.fits), *(f"left out: {why}" for why in found.left_out)]
+    print("\n".join([*said, f"written to {profile}; a scenario names it as `node: {profile}`"]))
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""Raw samples of one's own machine, fitted: a profile of it."""
+"""Raw samples of one's own machine, fitted: every operation that a cost form prices, by the key plans look it up by."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from moesim.world.hardware import MEMORY_TIERS, Fit, Node, Tier
 from .cases import Cases
 from .fastest import Fitted, by_key
 from .fit import Bench
-from .own import cases_of
+from .own import PADDED, cases_of
 from .raw import Sample
 from .spread import fit_with_spread
 
-GUESSED = 0.2
-"""Certainty of a device that is nobody's in particular: its numbers are right to about a factor of two."""
+GUESSED, OWN = 0.2, 0.5
+"""Certainty of priors, a datasheet's being 1: of a device that is nobody's in particular, whose numbers are right to
+about a factor of two, and of one whose peaks are its own best points."""
+UNSURE = 0.1
+"""The same of passes over memory, of which some do much besides moving bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class Outcome:
 def fit_samples(samples: Iterable[Sample], node: Node, *, title: str = "our samples") -> Outcome:
     """Fit every operation that was measured and that a cost form prices.
 
+    Ways of multiplying experts that pad them all to the fullest are kept under their own names and never the default.
+
     Parameters
     ----------
     samples : as `raw.read` gives them
@@ -42,29 +47,63 @@ def fit_samples(samples: Iterable[Sample], node: Node, *, title: str = "our samp
     MoesimError
         Nothing could be fitted.
     """
-    link = next((tier for tier in node.tiers if tier.name not in MEMORY_TIERS), None)
     fitted: list[Fitted] = []
     left_out: list[str] = []
-    for cases in cases_of(samples, link.name if link else "link"):
+    for cases in cases_of(samples, link_of(node)):
         try:
-            bench = _bench(cases, node)
-            fit = fit_with_spread(cases, bench, certainty=_certainty(node), title=f"{title}, {len(cases)} points")
+            fitted.append(_fitted(cases, node, title))
         except MoesimError as fault:
             left_out.append(str(fault))
-        else:
-            fitted.append(Fitted(cases=cases, bench=bench, fit=fit))
     if not fitted:
         raise MoesimError(f"{title}: nothing could be fitted; {'; '.join(left_out) or 'it has no samples'}")
-    return Outcome(fits=by_key(fitted), left_out=tuple(left_out))
+    padded = {f"{one.cases.key}/{one.cases.kernel}": one.fit for one in fitted if one.cases.kernel in PADDED}
+    fits = {**by_key(one for one in fitted if one.cases.kernel not in PADDED), **padded}
+    return Outcome(fits=fits, left_out=tuple(left_out))
 
 
-def _certainty(node: Node) -> float:
-    return GUESSED if node.device.name.startswith("generic/") else 1.0
+def _fitted(cases: Cases, node: Node, title: str) -> Fitted:
+    bench = bench_of(cases, node)
+    fit = fit_with_spread(
+        cases,
+        bench,
+        prior=prior_of(cases, bench),
+        certainty=certainty_of(cases, node),
+        title=f"{title}, {len(cases)} points",
+    )
+    return Fitted(cases=cases, bench=bench, fit=fit)
 
 
-def _bench(cases: Cases, node: Node) -> Bench:
+def link_of(node: Node) -> str:
+    """Name the innermost tier between ranks."""
+    return next((tier.name for tier in node.tiers if tier.name not in MEMORY_TIERS), "link")
+
+
+def prior_of(cases: Cases, bench: Bench) -> Fit | None:
+    """Return what is expected of experts one by one, which have a launch each; None elsewhere, for the datasheet's."""
+    if cases.operation != "grouped_gemm":
+        return None
+    prior = bench.prior(cases)
+    return replace(prior, params=MappingProxyType({**prior.params, "per_expert": prior.params["launch"]}))
+
+
+def certainty_of(cases: Cases, node: Node) -> float:
+    """Return how much surer than a datasheet's an operation's prior is."""
+    if cases.operation == "elementwise":
+        return UNSURE
+    kind = node.device.name.partition("/")[0]
+    return {"generic": GUESSED, "measured": OWN}.get(kind, 1.0)
+
+
+def bench_of(cases: Cases, node: Node) -> Bench:
+    """Return what points were measured on: the device, and the tier that they crossed.
+
+    Raises
+    ------
+    MoesimError
+        The node has no such tier.
+    """
     bare = replace(node.device, fits=MappingProxyType({}))
-    if not cases.kind or cases.operation.startswith("attention"):
+    if not cases.kind or cases.operation in ("elementwise", "attention_prefill", "attention_decode"):
         return Bench(device=bare)
     return Bench(device=bare, tier=_tier(node, cases.kind))
 

@@ -127,6 +127,11 @@ def key_of(line: Line) -> tuple[object, ...]:
     return (line["operation"], line["dtype"], line["kernel"], line["ranks"], *sorted(line["inputs"].items()))
 
 
+def key_of_sample(sample: Sample) -> tuple[object, ...]:
+    """Return what tells one point from another."""
+    return (sample.operation, sample.dtype, sample.kernel, sample.ranks, *sorted(sample.inputs.items()))
+
+
 def read(path: Path) -> Raw:
     """Read a raw file and merge the visits of each point.
 

@@ -144,7 +144,9 @@ def test_an_input_that_is_none_is_refused() -> None:
 def test_too_few_points_are_refused_and_the_others_still_fitted() -> None:
     with pytest.raises(MoesimError, match="gemm/bf16: 11 points; a fit needs at least 12: measure more"):
         fit_cases(products(11), BENCH)
-    moved = [sample("elementwise", {"traffic": 2.0**power}, 3e-6 + 2.0**power / 2e12) for power in range(10, 34)]
+    moved = [
+        sample("elementwise", {"traffic": 2.0**power}, 3e-6 + 2.0**power / 2e12, "norm") for power in range(10, 34)
+    ]
     outcome = fit_samples([*moved, sample("gemm", {"m": 1.0, "n": 64.0, "k": 64.0}, 1e-5)], NODE)
     assert outcome.fits["elementwise"].params["bandwidth"] == pytest.approx(2e12, rel=0.05)
     assert outcome.left_out == ("gemm/bf16: 1 points; a fit needs at least 12: measure more",)

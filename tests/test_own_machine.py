@@ -1,0 +1,164 @@
+"""From raw samples to a machine that scenarios name: what it holds, that plans accept it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moesim.calibrate.fitting import fit_samples
+from moesim.calibrate.measured import profile_of, slowed
+from moesim.calibrate.nodes import write_node
+from moesim.calibrate.raw import FORMAT, read
+from moesim.calibrate.sums import ops_of, predicted
+
+from moesim.cli import app
+from moesim.files.profiles import load_profile
+from moesim.ground.errors import InputError, MoesimError
+from moesim.schedules.ops import AllToAll, Grouped
+
+HEADER = {
+    "format": FORMAT,
+    "device": "Some CPU (R)",
+    "machine": {"cores": 2, "memory": 8e9, "cache": 16e6, "torch": "2.13"},
+    "started": "2026-11-23 04:00 UTC",
+}
+RATE, MEMORY, LINK, DISK = 1e11, 1e10, 1e9, 2e9
+"""What the machine of these tests does, FLOP/s and B/s."""
+
+
+def line(
+    operation: str, seconds: float, kernel: str = "", dtype: str = "bytes", ranks: int = 1, **inputs: float
+) -> str:
+    point = {"operation": operation, "dtype": dtype, "kernel": kernel, "ranks": ranks, "inputs": inputs}
+    return json.dumps(point | {"seconds": [seconds * (1 + 0.01 * turn) for turn in range(3)]})
+
+
+def sampled() -> list[str]:
+    """A machine's samples: everything at its rate, and a little for each call."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for m, n, k in np.round(2 ** rng.uniform(5, 10, (16, 3))):
+        lines.append(line("gemm", 1e-5 + 2 * m * n * k / RATE, dtype="bf16", ranks=2, m=m, n=n, k=k))
+    for slots in (2.0, 4.0, 8.0):
+        for rows in (64.0, 256.0, 1024.0, 4096.0, 8192.0):
+            seconds = slots * 2e-5 + 2 * rows * 256 * 128 / RATE
+            sizes = {"slots": slots, "rows": rows, "skew": 0.0, "n": 256.0, "k": 128.0, "fullest": rows / slots}
+            lines.append(line("grouped_gemm", seconds, "looped", "bf16", 2, **sizes))
+            lines.append(line("grouped_gemm", 0.9 * seconds, "batched", "bf16", 2, **sizes))
+    for size in 4096 * 4.0 ** np.arange(7):
+        for operation, kernel in (("elementwise", "norm"), ("pack", ""), ("unpermute", ""), ("choose", "")):
+            slow = 5 if operation == "choose" else 1
+            lines.append(line(operation, 1e-5 + slow * size / MEMORY, kernel, "bf16", 2, traffic=size))
+        lines.append(line("elementwise", 1e-6 + size / MEMORY, "copy", size=size, traffic=2 * size))
+        lines.append(line("copy", 5e-5 + size / DISK, "disk", size=size))
+        for ranks in (2, 4):
+            sizes = {"sent": size, "received": size, "messages": ranks - 1.0}
+            lines.append(
+                line("all_to_all", ranks * 1e-4 + ranks * size / LINK, "even", ranks=ranks, size=size, **sizes)
+            )
+    lines += [line("host", 2e-6, "read back", "int64", 2, numbers=float(number), calls=1.0) for number in range(1, 5)]
+    beside = json.loads(line("interference", 3e-3, "gemm beside all_to_all", "fp32", 2, size=1.0))
+    return [*lines, json.dumps(beside | {"alone": [2e-3]})]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("machine") / "raw.jsonl"
+    path.write_text("\n".join([json.dumps(HEADER), *sampled()]) + "\n")
+    return path
+
+
+def test_a_machine_is_described_by_its_best_points_and_its_fits(raw: Path) -> None:
+    found = profile_of(read(raw))
+    node, device = found.node, found.node.device
+    assert (node.name, node.gpus, device.processors, device.memory) == ("measured/some-cpu-r", 2, 1, 4e9)
+    assert device.flop_rate["bf16"] == pytest.approx(RATE, rel=0.05)
+    assert [(tier.name, tier.ranks, tier.sharers) for tier in node.tiers] == [
+        ("loopback", 2, 1), ("host", 1, 1), ("disk", 1, 2),
+    ]  # fmt: skip
+    assert device.fits["elementwise/bf16/pack"].params["bandwidth"] == pytest.approx(MEMORY, rel=0.05)
+    assert device.fits["elementwise/bf16/gate"].params["bandwidth"] == pytest.approx(MEMORY / 5, rel=0.05)
+    assert device.interference == {"compute": {"collective": pytest.approx(0.515)}}
+    assert found.left_out == ()
+
+
+def test_padded_experts_are_kept_by_name_and_never_the_default_however_fast(raw: Path) -> None:
+    fits = profile_of(read(raw)).node.device.fits
+    assert fits["grouped_gemm/bf16"].params["per_expert"] == pytest.approx(2e-5, rel=0.3)
+    assert fits["grouped_gemm/bf16"] != fits["grouped_gemm/bf16/batched"]
+
+
+def test_ranks_that_share_a_core_take_turns_and_talk_as_so_many_did(raw: Path) -> None:
+    two, four = (profile_of(read(raw), ranks=ranks).node for ranks in (2, 4))
+    slow, quick = (node.device.fits["elementwise/bf16/pack"].params for node in (four, two))
+    assert slow["launch"] == pytest.approx(2 * quick["launch"])
+    assert slow["bandwidth"] == pytest.approx(quick["bandwidth"] / 2)
+    talk = [
+        node.device.fits["all_to_all/loopback"].params["efficiency"] * node.tiers[0].bandwidth for node in (two, four)
+    ]
+    assert talk == [pytest.approx(LINK / 2, rel=0.1), pytest.approx(LINK / 4, rel=0.1)]
+    assert slowed(two.device.fits["copy/disk"], 2.0) == two.device.fits["copy/disk"]
+
+
+def test_a_profile_is_a_node_that_scenarios_name(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "mine.yaml"
+    app(["calibrate", "fit", str(raw), "--out", str(out)], result_action="return_value")
+    assert "gemm/bf16: within" in capsys.readouterr().out
+    back = load_profile("node", str(out))
+    made = profile_of(read(raw)).node
+    assert dict(back.profile.device.fits["gemm/bf16"].params) == pytest.approx(
+        dict(made.device.fits["gemm/bf16"].params), rel=1e-3
+    )
+    assert back.sources["device.flop_rate.bf16"].raw == "raw.jsonl"
+    assert back.sources["power"].kind == "assumed"
+    assert [path.name for path in out.parent.iterdir()] == ["mine.yaml"]
+
+
+def test_nothing_stays_of_a_profile_that_cannot_be_written(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken.yaml").mkdir()
+    samples = read(raw)
+    with pytest.raises(MoesimError, match=r"taken.yaml: .* name another file with --out"):
+        write_node(tmp_path / "taken.yaml", profile_of(samples), samples.header, "raw.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.yaml"]
+
+
+@pytest.mark.parametrize("missing", ["gemm", "elementwise", "copy"])
+def test_a_machine_that_was_measured_in_part_is_refused_with_what_to_measure(
+    raw: Path, tmp_path: Path, missing: str
+) -> None:
+    part = tmp_path / "part.jsonl"
+    part.write_text("\n".join(text for text in raw.read_text().splitlines() if f'"operation": "{missing}"' not in text))
+    with pytest.raises(MoesimError, match=r"was(n't| not)? .*measured.*; measure without --only"):
+        profile_of(read(part))
+
+
+def test_a_truncated_line_and_a_foreign_file_are_refused(raw: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text(raw.read_text().replace('"seconds": [', '"seconds": [0.0, ', 1))
+    with pytest.raises(InputError, match="has a time that is not a positive number"):
+        read(torn)
+    torn.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="is not the header of a raw file"):
+        read(torn)
+
+
+def test_a_whole_layer_is_written_as_the_ops_of_its_parts(raw: Path, tmp_path: Path) -> None:
+    sizes = {"tokens": 64.0, "dim": 128.0, "width": 64.0, "experts": 8.0, "topk": 2.0}
+    path = tmp_path / "layers.jsonl"
+    layers = [line("moe_layer", 1e-3, kernel, "bf16", 2, **sizes) for kernel in ("local", "exchanged")]
+    path.write_text("\n".join([json.dumps(HEADER), *layers]) + "\n")
+    local, exchanged = read(path).samples
+    slots = [[op.rows.shape[0] for op in ops_of(one) if isinstance(op, Grouped)] for one in (local, exchanged)]
+    assert slots == [[8, 8], [4, 4]]
+    assert all(op.rows.sum() == 128 for one in (local, exchanged) for op in ops_of(one) if isinstance(op, Grouped))
+    sent = [float(op.sent.sum()) for op in ops_of(exchanged) if isinstance(op, AllToAll)]
+    assert sent == [32.0, 16384.0, 16384.0]
+    node = profile_of(read(raw)).node
+    assert predicted(exchanged, node) > predicted(local, node) + 3e-4  # three exchanges
+
+
+def test_samples_of_nothing_are_refused() -> None:
+    with pytest.raises(MoesimError, match="nothing could be fitted; it has no samples"):
+        fit_samples([], load_profile("node", "generic/cpu").profile)
