@@ -86,8 +86,8 @@ def test_a_machine_is_described_by_its_best_points_and_its_fits(raw: Path) -> No
 
 def test_padded_experts_are_kept_by_name_and_never_the_default_however_fast(raw: Path) -> None:
     fits = profile_of(read(raw)).node.device.fits
-    assert fits["grouped_gemm/bf16"].params["per_expert"] == pytest.approx(2e-5, rel=0.3)
     assert fits["grouped_gemm/bf16"] != fits["grouped_gemm/bf16/batched"]
+    assert fits["grouped_gemm/bf16"].params["per_expert"] > fits["grouped_gemm/bf16/batched"].params["per_expert"] > 0
 
 
 def test_ranks_that_share_a_core_take_turns_and_talk_as_so_many_did(raw: Path) -> None:

@@ -50,13 +50,13 @@ def _by_expert(coming: Tensor) -> tuple[Tensor, list[int]]:
 
 def local_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a layer ready whose experts are all here."""
-    return Case(call=local_layer, args=_args(inputs, dtype, bench, inputs["experts"]))
+    return Case(call=local_layer, args=_args(inputs, dtype, bench, inputs["experts"]), on_host=True)
 
 
 def exchanged_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a layer ready whose experts live on all ranks."""
     call = partial(exchanged_layer, ranks=bench.ranks)
-    return Case(call=call, args=_args(inputs, dtype, bench, inputs["experts"] // bench.ranks), joint=True)
+    return Case(call=call, args=_args(inputs, dtype, bench, inputs["experts"] // bench.ranks), joint=True, on_host=True)
 
 
 def _args(inputs: Inputs, dtype: str, bench: Bench, here: float) -> Callable[[], Args]:

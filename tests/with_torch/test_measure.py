@@ -27,6 +27,9 @@ from moesim.calibrate.suite import suite
 from moesim.calibrate.timing import timed
 from moesim.calibrate.writer import Writer
 
+from moesim.cli import app
+from moesim.files.profiles import load_profile
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
@@ -112,6 +115,28 @@ def test_the_kernels_of_ranks_that_share_a_cpu_are_measured_side_by_side(
     samples = read(raw).samples
     assert {(sample.operation, sample.ranks) for sample in samples} == {("gemm", 2), ("copy", 1)}
     assert "kernels " in capsys.readouterr().err  # the ranks' progress is passed on
+
+
+def test_the_command_leaves_a_profile_that_scenarios_name_and_the_samples_beside_it(tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    words = [
+        "calibrate",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--budget",
+        "60 s",
+        "--points",
+        "14",
+        "--longest",
+        "1 ms",
+    ]
+    assert app([*words, "--ranks", "2"], result_action="return_value") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "mine.yaml"]
+    node = load_profile("node", str(out)).profile
+    assert node.gpus == 2
+    assert {"gemm/bf16", "grouped_gemm/bf16", "elementwise/bf16/pack", "copy/disk"} <= set(node.device.fits)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from moesim.calibrate.pieces import attention, passes, products, routing
+from moesim.calibrate.pieces import attention, layers, passes, products, routing
 from moesim.calibrate.pieces.bench import Pool
 from torch.nn import functional
 
@@ -77,6 +77,19 @@ def test_dense_dispatch_is_the_sparse_one_less_what_is_dropped(pool: Pool, capac
     buffers = routing.dispatch_dense(mask.ne(0).float(), tokens)
     scaled = buffers * torch.arange(1.0, 9.0).view(8, 1, 1)
     torch.testing.assert_close(routing.combine_dense(mask, scaled), wanted)
+
+
+def test_a_layer_of_pieces_is_every_token_through_its_experts(pool: Pool) -> None:
+    tokens, router = pool.cut("fp32", 12, 16), pool.cut("fp32", 4, 16)
+    inner, outer = pool.cut("fp32", 4, 16, 16) / 4, pool.cut("fp32", 4, 8, 16) / 4
+    experts = (torch.arange(24) % 4).view(12, 2)
+    shares, _ = routing.gate(tokens, router, 2)
+    wanted = torch.zeros_like(tokens)
+    for token in range(12):
+        for share, expert in zip(shares[token], experts[token].tolist(), strict=True):
+            gate, up = (tokens[token] @ inner[expert]).chunk(2)
+            wanted[token] += share * ((functional.silu(gate) * up) @ outer[expert])
+    torch.testing.assert_close(layers.local_layer(tokens, router, inner, outer, experts), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_with_shared_keys_is_attention_with_them_repeated(pool: Pool) -> None:
