@@ -12,22 +12,33 @@ HEAD = """# Predicted and measured
 
 Written by `moesim validate report`; do not edit. A scenario's plans are chosen by the search on the profile of the
 machine they are run on, predicted, and written to a file; then real layers carry them out in torch, by turns, with the
-very routing that was predicted. Nothing is fitted afterwards: a result is only read where it names the hash of the
+very routing that was predicted. Nothing is fitted afterwards: a result is read only where it names the hash of the
 prediction that lies beside it. [How to run this](../guides/run-plans.md).
 
 A *pair* is two plans that differ in one axis. Its order counts where the measured ratio exceeds 1.10 and twice the
 noise floor, which is how far two runs of one plan lie apart in the same round. *No difference* is what predicting equal
-times for all plans would score.
+times for all plans would score. Pairs of a scenario share plans, so they are fewer facts than their number. Memory is
+the high-water of a rank's process, which holds the layers of all plans of its scenario at once.
 """
+TARGETS = (
+    ("step time, median error", "time_median_error", 0.0, 0.15),
+    ("speedup, median error", "speedup_median_error", 0.0, 0.10),
+    ("pairs that count, ordered right", "ordered_right", 0.90, 1.0),
+    ("step times inside P10-P90", "inside_interval", 0.70, 0.90),
+)
+"""What is to be reached: name, score, and the range it should lie in."""
+WORST = 8
+"""Plans whose step time is missed by most that are listed."""
 
 
 def page(machines: Sequence[tuple[str, Sequence[Compared]]], *, figures: bool = True) -> str:
     """Write the page as Markdown: machine by machine, scenario by scenario."""
     parts = [HEAD]
     for machine, some in machines:
-        parts += [f"## {machine}\n", *_about(some), _scores(some)]
+        parts += [f"## {machine}\n", *_about(some), _scores(some), _targets(some)]
         if figures:
             parts.append(f"![Predicted against measured ratios]({machine}.svg)\n")
+        parts += list(_misses(some))
         for compared in some:
             parts += list(_section(compared))
     if not any("H200" in machine or "gpu" in machine for machine, _ in machines):
@@ -73,10 +84,51 @@ def _scores(some: Sequence[Compared]) -> str:
     return "\n".join([*head, *(f"| {name} | {' | '.join(values)} |" for name, values in rows)]) + "\n"
 
 
+def _targets(some: Sequence[Compared]) -> str:
+    """Set scores beside what is to be reached."""
+    found = summary(some)
+    rows = ["| what | to reach | reached | |", "|---|---|--:|---|"]
+    for name, score, least, most in TARGETS:
+        value = getattr(found, score)
+        asked = f"{least:.0%} to {most:.0%}" if least else f"{most:.0%} or less"
+        rows.append(f"| {name} | {asked} | {_percent(value)} | {'met' if least <= value <= most else '**missed**'} |")
+    return "\n".join(rows) + "\n"
+
+
+def _misses(some: Sequence[Compared]) -> Iterator[str]:
+    """List pairs in the wrong order, and the largest misses of a step time with the part that they come from."""
+    yield "### Misses\n"
+    wrong = [(each, pair) for each in some for pair in scored(each) if pair.telling and not pair.right]
+    for compared, pair in wrong:
+        yield (
+            f"- Wrong order in {compared.folder.name}: {pair.slow} took {pair.measured:.2f} times as long as "
+            f"{pair.fast}, and {pair.predicted:.2f} was predicted."
+        )
+    missed = [
+        (compared.predictions[name].seconds / each.seconds - 1, compared, name)
+        for compared in some
+        for name, each in compared.finished.items()
+    ]
+    for error, compared, name in sorted(missed, key=lambda miss: -abs(miss[0]))[:WORST]:
+        part, apart = blamed(compared, name)
+        cause = f"most of it is {part}, {apart:+.0%} of the step"
+        yield f"- {compared.folder.name}, {name}: step time {error:+.0%}; {cause}."
+    yield ""
+
+
+def blamed(compared: Compared, name: str) -> tuple[str, float]:
+    """Return the part of a trial that is missed by most, and by how much of its step; none: no part was recorded."""
+    rows = parts_of(compared, name)
+    if not rows:
+        return "unknown", 0.0
+    worst = max(rows, key=lambda part: abs(rows[part][0] - rows[part][1]))
+    return worst, (rows[worst][0] - rows[worst][1]) / compared.finished[name].seconds
+
+
 def _section(compared: Compared) -> Iterator[str]:
     """Write one scenario: its plans, its pairs, and where the time went."""
     bundle = compared.bundle
-    yield f"### {bundle.scenario}\n"
+    yield f"### {compared.folder.name}\n"
     yield f"{described(bundle.setting)}; {bundle.rounds} rounds; noise floor {_percent(compared.floor)}.\n"
     yield "| plan | predicted | P10-P90 | measured | spread | error | inside | memory |"
     yield "|---|--:|--:|--:|--:|--:|---|--:|"
@@ -107,11 +159,10 @@ def _pairs(pairs: Sequence[Scored]) -> Iterator[str]:
 def _parts(compared: Compared) -> Iterator[str]:
     """Write predicted and measured busy time of every part, and name the one that a plan's miss comes from."""
     yield "\n| plan | part by part, predicted / measured ms | largest miss |\n|---|---|---|"
-    for name, each in compared.finished.items():
+    for name in compared.finished:
         rows = parts_of(compared, name)
         cells = ", ".join(f"{part} {told * 1e3:.2f} / {seen * 1e3:.2f}" for part, (told, seen) in rows.items())
-        worst = max(rows, key=lambda part: abs(rows[part][0] - rows[part][1]), default="")
-        apart = (rows[worst][0] - rows[worst][1]) / each.seconds if worst else 0.0
+        worst, apart = blamed(compared, name)
         yield f"| {name} | {cells} | {worst} {apart:+.0%} of the step |"
     yield ""
 
