@@ -60,7 +60,7 @@ def test_the_policies_combine(run):
     )
 
 
-@pytest.mark.parametrize("name", ["combined_training", "nllb_translation", "swin_training"])
+@pytest.mark.parametrize("name", ["combined_training", "drifting_serving", "nllb_translation", "swin_training"])
 def test_the_scenarios_of_the_studies_load(name):
     import moesim
 

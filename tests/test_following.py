@@ -263,6 +263,11 @@ class TestFiles:
         with pytest.raises(PlanError, match=message):
             self.read(reacting, policies)
 
+    def test_more_slots_than_experts_are_refused_by_field(self):
+        message = r"pools.0.policies.buffering: .* resident = 17 slots of the 1 experts .*; give 1 to 1"
+        with pytest.raises(PlanError, match=message):
+            self.read("[]", "{buffering: {name: lifo, resident: 17}}")
+
     def test_a_space_of_them_reads_back(self):
         text = """adaptation: [none, {name: rebalance, every: [50, 100]}, [{name: dynamoe, memory: 0.02}, caching]]"""
         space = read_space(yaml.safe_load(text), "space", frameworks=(), nodes=())

@@ -12,11 +12,11 @@ from moesim.files.checked import Readers, Rules, check, count, gather, refuse, s
 from moesim.files.policies import PLANNED_KINDS, policy_tree, read_policy
 from moesim.files.spaces import ROLES
 from moesim.files.trees import Tree
-from moesim.ground.errors import PlanError, nearest
+from moesim.ground.errors import PlanError, PolicyError, nearest
 from moesim.passes.columns import TENSORS
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Plan, Policy, Pool, divisors, misfits
 from moesim.policies.finding import kinds, make
-from moesim.policies.protocols import Batching
+from moesim.policies.protocols import Batching, Buffering, Placement
 from moesim.world.attention import Linear
 from moesim.world.formats import BITS
 from moesim.world.model import Dense, Model
@@ -162,6 +162,7 @@ def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
         name = pool.policy("alltoall").name
         problem = f"`{name}` keeps tokens in place, so it needs dp = cp = 1, not {parallel.dp} and {parallel.cp}"
         yield "policies.alltoall", problem, "use `linear`, or tp in place of dp and cp"
+    yield from _slot_faults(pool, scenario.model)
     batching: Batching = make("batching", pool.policy("batching"))
     if batching.speculated and not scenario.model.mtp:
         problem = f"speculates {batching.speculated} tokens, but {scenario.model.name} has no drafting modules (mtp)"
@@ -173,6 +174,20 @@ def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
         yield "parallel.etp", problem, remedy or "choose another etp"
     if isinstance(scenario.workload, Training) and pool.role != "all":
         yield "role", f"`{pool.role}` has no meaning in training", "give `all`"
+
+
+def _slot_faults(pool: Pool, model: Model) -> Findings:
+    """Find a buffer with room for more experts than a rank has."""
+    if not model.moe_layers or pool.parallel.ep < 1:
+        return
+    placement: Placement = make("placement", pool.policy("placement"))
+    buffering: Buffering = make("buffering", pool.policy("buffering"))
+    experts = model.moe(model.moe_layers[0]).experts
+    try:
+        buffering.resident_of(placement.slots(experts, pool.parallel.ep) // pool.parallel.ep)
+    except PolicyError as flaw:
+        problem, _, remedy = str(flaw).partition("; ")
+        yield "policies.buffering", problem, remedy
 
 
 def _plan_faults(plan: Plan, scenario: Scenario) -> Findings:
