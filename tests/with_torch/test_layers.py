@@ -10,7 +10,7 @@ import torch
 from layer_ranks import Case, Found, Ranks, found, ranks
 from moesim.validate.layers import reference
 from moesim.validate.layers.clock import PARTS
-from moesim.validate.layers.spec import BlockSpec, LayerSpec
+from moesim.validate.layers.spec import BlockSpec, CacheSpec, LayerSpec, Reaction
 
 SEED = 5
 TOKENS = 12
@@ -120,9 +120,9 @@ def hold(spec: LayerSpec, group: Ranks | None, kinds: tuple[str, ...] = ROUTINGS
         ("forward", slice(None)),
         *(("forward+backward", slice(n, n + 1)) for n in range(len(kinds))),
     ):
-        each = replace(spec, direction=direction)
         if direction != "forward" and spec.cache is not None:
-            continue
+            continue  # forward passes only
+        each = replace(spec, direction=direction)
         some = [own[chosen] for own in steps]
         cases = [Case(spec=each.json(), steps=tuple(own), record=chosen == slice(0, 1)) for own in some]
         answers = [found(cases[0], 0)] if group is None else group.run(cases)
@@ -164,6 +164,12 @@ TOGETHER = {
     "degree 2, grouped": {"ep": 2, "degree": 2, "gating": "grouped"},
     "shared beside dispatch": {"ep": 2, "overlap": "shared_expert", "shared_slot": 1},
     "shared beside combine": {"ep": 2, "overlap": "shared_expert", "shared_slot": 0},
+    "bf16": {"ep": 2, "dtype": "bf16", "degree": 2},
+    "bf16, static": {"ep": 2, "dtype": "bf16", "gating": "static"},
+    "cache": {"ep": 2, "cache": CacheSpec(resident=1, tier="disk")},
+    "cache, static": {"ep": 2, "cache": CacheSpec(resident=1), "gating": "static", "fraction": 1.0},
+    "cache, copies": {"ep": 2, "cache": CacheSpec(resident=2, eviction="lfu"), "expert_of_slot": (0, 1, 2, 1, 3, 2)},
+    "cache, data parallel": {"ep": 1, "cache": CacheSpec(resident=3, eviction="lifo")},
     "r 0": {"r": 0},
     "r 1": {"r": 1},
     "r 0, one expert": {"r": 0, "experts": 1, "topk": 1},
@@ -204,6 +210,17 @@ FOUR = {
 @pytest.mark.parametrize("name", FOUR)
 def test_four_ranks(four: Ranks, name: str) -> None:
     hold(replace(SMALL, ranks=4, **FOUR[name]), four)
+
+
+def test_ranks_alter_capacities_together(two: Ranks) -> None:
+    """Both see the counts of both, so that they agree, and rows go where they are waited for."""
+    settings = {"memory": 0.9, "threshold": 0.6, "room": 1.2}
+    spec = replace(SMALL, ranks=2, ep=2, gating="sparse", reactions=(Reaction(name="dynamoe", settings=settings),))
+    kinds = ("random", "random", "one takes all", "one takes all", "one gets none")
+    steps = [[routing_of(kind, spec, rank, n) for n, kind in enumerate(kinds)] for rank in range(2)]
+    first, second = two.run([Case(spec=spec.json(), steps=tuple(own)) for own in steps])
+    assert first.changes == second.changes
+    assert first.changes[-1] > 0
 
 
 BLOCKS = [(0, 0), (0, 3), (0, 4), (1, 3), (1, 4), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2), (3, 3), (3, 4)]

@@ -21,7 +21,7 @@ from .backbone import added, attention_of, dense_network, norm, shared_expert
 from .bodies import Block, Gate, Operator, Plain, Stream
 from .cache import CLAIRVOYANT, CachedExperts, Decisions
 from .capacity import Capacity
-from .clock import Clock, timed
+from .clock import SILENT, Clock, timed
 from .experts import Experts, Matrices
 from .kernels import EAGER, Kernels, compiled
 from .lanes import Lanes, lanes_of
@@ -197,8 +197,6 @@ def _cached(
     if spec.eviction in CLAIRVOYANT and history is None:
         problem = f"`{spec.eviction}` decides by what a whole run uses"
         raise InputError("layer", [Fault(path="cache.eviction", problem=problem, remedy="give build the history")])
-    from .clock import SILENT
-
     everything = matrices(SILENT)
     slots = everything.inner.shape[0]
     places = Matrices(
