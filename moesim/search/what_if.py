@@ -16,6 +16,7 @@ from moesim.search.money import rented
 from moesim.search.paths import changed, recipe_of
 from moesim.search.sizing import Option, Sizer, replicas_of
 from moesim.search.trials import with_traffic
+from moesim.world.hardware import Offer, memory_tier
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
@@ -35,7 +36,7 @@ class World:
 
 
 def worlds(scenario: Scenario, plan: Plan) -> Iterator[World]:
-    """List what to ask: traffic, routing's skew, prefix hits and the bandwidth between nodes, each less and more."""
+    """List what to ask: traffic, routing's skew, prefix hits and bandwidth between nodes, less and more; and PCIe."""
     workload, hardware = scenario.workload, scenario.hardware
     assert isinstance(workload, Serving)
     for share in TRAFFIC:
@@ -55,6 +56,27 @@ def worlds(scenario: Scenario, plan: Plan) -> Iterator[World]:
         fabric = tuple(replace(tier, bandwidth=tier.bandwidth * share) for tier in hardware.fabric)
         world = replace(scenario, hardware=replace(hardware, fabric=fabric))
         yield World(name="bandwidth between nodes", value=f"x {share:g}", scenario=world)
+    yield from _on_pcie(scenario, plan)
+
+
+def _on_pcie(scenario: Scenario, plan: Plan) -> Iterator[World]:
+    """Let gpus of a node talk over the links to their host, as in boxes without NVLink."""
+    used, hardware = {pool.node for pool in plan.pools}, scenario.hardware
+    offers = [_without_nvlink(offer) if offer.node.name in used else offer for offer in hardware.offers]
+    if offers != list(hardware.offers):
+        world = replace(scenario, hardware=replace(hardware, offers=tuple(offers)))
+        yield World(name="links in the node", value="pcie", scenario=world)
+
+
+def _without_nvlink(offer: Offer) -> Offer:
+    """Give a node's innermost tier the speed of the links to the host, where those are slower."""
+    node = offer.node
+    first, *others = node.tiers
+    host = memory_tier(node, "host")
+    if host.bandwidth / host.sharers >= first.bandwidth / first.sharers:
+        return offer
+    pcie = replace(host, name="pcie", ranks=first.ranks)
+    return replace(offer, node=replace(node, tiers=(pcie, *others)))
 
 
 def what_if(sizer: Sizer, best: Option, progress: Callable[[float], None]) -> pd.DataFrame:

@@ -44,9 +44,14 @@ def money_words(money: pd.DataFrame) -> pd.DataFrame:
 def what_words(what_if: pd.DataFrame) -> pd.DataFrame:
     """Count gpus, and say where no number of them is enough."""
     words = ["too few on offer" if math.isnan(gpus) else f"{gpus:.0f}" for gpus in what_if["gpus"].tolist()]
-    shown = what_if.assign(gpus=words, miss=[f"{miss:.0%}" for miss in what_if["miss"].tolist()])
+    dollars = {name: [_dollars(price) for price in what_if[name].tolist()] for name in ("price", "change")}
+    shown = what_if.assign(gpus=words, **dollars, miss=[f"{miss:.0%}" for miss in what_if["miss"].tolist()])
     shown.attrs = what_if.attrs
     return shown
+
+
+def _dollars(price: float) -> str:
+    return "" if math.isnan(price) else show(price, "USD/s")
 
 
 def purchase_dict(purchase: Purchase) -> dict[str, Any]:

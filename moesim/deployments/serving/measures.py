@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -42,17 +43,17 @@ class Served:
     @cached_property
     def arrived(self) -> Times:
         """Seconds at which requests came."""
-        return seconds(np.array(self.book.arrived))
+        return _seconds(self.book.arrived)
 
     @cached_property
     def done(self) -> Times:
         """Seconds at which they were done; infinite where refused."""
-        return seconds(np.array(self.book.done))
+        return _seconds(self.book.done)
 
     @cached_property
     def ttft(self) -> Times:
         """Seconds from arrival to the first token."""
-        return _since(seconds(np.array(self.book.first)), self.arrived)
+        return _since(_seconds(self.book.first), self.arrived)
 
     @cached_property
     def e2e(self) -> Times:
@@ -71,7 +72,7 @@ class Served:
     @cached_property
     def wait(self) -> Times:
         """Seconds from arrival to admission."""
-        return _since(seconds(np.array(self.book.admitted)), self.arrived)
+        return _since(_seconds(self.book.admitted), self.arrived)
 
     @cached_property
     def measured(self) -> Bool[np.ndarray, "request"]:
@@ -90,8 +91,14 @@ class Served:
     def log(self) -> Int[np.ndarray, "run 7"]:
         """Runs of all replicas: start, steps, ticks, decoding sequences, prompt tokens, plain gaps, replica."""
         parts = [np.array(replica.log).reshape(-1, 6) for replica in self.replicas]
-        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        return np.column_stack([np.concatenate(parts), numbers])
+        table = np.empty((sum(map(len, parts)), 7), np.int64)
+        np.concatenate(parts, out=table[:, :6])
+        table[:, 6] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return table
+
+
+def _seconds(column: Sequence[int]) -> Times:
+    return seconds(np.fromiter(column, np.int64, len(column)))
 
 
 def _since(later: Times, earlier: Times) -> Times:
@@ -105,7 +112,7 @@ def latencies(served: Served) -> dict[str, float]:
     for name in ("ttft", "tpot", "e2e"):
         values = getattr(served, name)[served.measured]
         values = values[~np.isnan(values)]
-        found |= _statistics(name, values, np.ones(len(values)))
+        found |= _plain_statistics(name, values)
     return found | _statistics("itl", *gaps(served))
 
 
@@ -122,6 +129,18 @@ def gaps(served: Served) -> tuple[Float[np.ndarray, "gap"], Float[np.ndarray, "g
     longer = np.concatenate([np.array(replica.gaps).reshape(-1, 2) for replica in served.replicas])
     values = np.concatenate([kept[:, 2] / kept[:, 1], longer[:, 0]]) / PER_SECOND
     return values, np.concatenate([kept[:, 5], longer[:, 1]]).astype(float)
+
+
+def _plain_statistics(name: str, values: Float[np.ndarray, "value"]) -> dict[str, float]:
+    """Mean and percentiles of values that count once each."""
+    number = len(values)
+    if not number:
+        return {f"{name}.{statistic}": np.nan for statistic in ("mean", *PERCENTILES)}
+    places = [max(ceil(share * number * (1 - 1e-12)), 1) - 1 for share in PERCENTILES.values()]
+    ordered = np.partition(values, places)
+    return {f"{name}.mean": float(values.mean())} | {
+        f"{name}.{statistic}": float(ordered[place]) for statistic, place in zip(PERCENTILES, places, strict=True)
+    }
 
 
 def _statistics(name: str, values: Float[np.ndarray, "value"], weights: Float[np.ndarray, "value"]) -> dict[str, float]:
