@@ -121,3 +121,32 @@ def from_tables(*, system: str, data: Path | None = None, out: Path | None = Non
     target = out if out is not None else Path(f"{system}.yaml")
     write_profile(target, fits, head=NOTICE)
     print("\n".join([*shown(fits), f"written to {target}"]))
+
+
+@app.command
+def accuracy(*, data: Path | None = None, page: Path = Path("docs/accuracy/operations.md"), json: bool = False) -> None:
+    """Fit published tables from few points and score the rest: how wrong a prediction of a shape never measured is.
+
+    Parameters
+    ----------
+    data
+        Folder with one folder of tables per system; those of the package aiconfigurator-core if not given.
+    page
+        Where to write the page; its section on the CPU is kept.
+    json
+        Print JSON and write no page.
+    """
+    from json import dumps
+
+    from . import accuracy as scoring
+    from .accuracy_page import as_json, written
+
+    lines = []
+    for line in scoring.lines(data):
+        print(f"{line.name}, {line.system}: {100 * line.score.mean:.1f} %, {line.verdict}", file=sys.stderr)
+        lines.append(line)
+    if json:
+        print(dumps(as_json(lines), indent=1))
+        return
+    written(page, lines)
+    print(f"wrote {page}")

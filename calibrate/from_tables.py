@@ -55,7 +55,7 @@ def fit_kernel(system: str, cases: Cases) -> Fitted:
     return Fitted(cases=cases, bench=bench, fit=with_spread(fit, residuals(held, bench, other), held.family))
 
 
-UNSEEN = 1000
+UNSEEN = 500
 """Points at most, in each half of the held-out ones, that tell how wrong a fit is."""
 FAMILIES = 6
 """Families of shapes from which half of them can stand for the other half."""

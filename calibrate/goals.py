@@ -1,0 +1,129 @@
+"""What fits are asked to reach on published tables: which operation and kernel, from how many points, how near."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from .cases import Cases
+from .published import attentions, exchanges, gemms, latents, mixtures, reductions
+
+Reader = Callable[[Path, str], Iterator[Cases]]
+
+FORMED = ("h100_sxm",)
+"""Systems that were looked at while forms were chosen."""
+KEPT = ("h200_sxm", "gb200")
+"""Systems that were kept for the final table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """One operation that is scored.
+
+    Attributes
+    ----------
+    name : what is predicted
+    read : gives the tables
+    key, kernel : which of them: its key, and how its kernel's name begins
+    points : how many points are fitted
+    reach, record : mean errors to reach and wished for
+    families : families of shapes that they come from, the others held out whole; 0 for all
+    """
+
+    name: str
+    read: Reader
+    key: str
+    kernel: str
+    points: int
+    reach: float
+    record: float
+    families: int = 0
+
+
+def _nccl(form: str, read: Reader) -> Goal:
+    name = f"NCCL {form.replace('_', '-')}"
+    return Goal(name=name, read=read, key=f"{form}/nvlink", kernel="nccl", points=24, reach=0.06, record=0.04)
+
+
+GOALS = (
+    Goal(name="GEMM bf16", read=gemms, key="gemm/bf16", kernel="vllm", points=64, reach=0.07, record=0.05),
+    Goal(name="GEMM fp8", read=gemms, key="gemm/fp8", kernel="trtllm", points=64, reach=0.05, record=0.03),
+    Goal(
+        name="MoE fp8 block, models never seen",
+        read=mixtures,
+        key="grouped_gemm/fp8_block",
+        kernel="trtllm",
+        points=128,
+        reach=0.07,
+        record=0.05,
+        families=3,
+    ),
+    Goal(
+        name="MLA decode",
+        read=latents,
+        key="attention_decode/bf16/mla",
+        kernel="sglang",
+        points=64,
+        reach=0.05,
+        record=0.03,
+    ),
+    Goal(
+        name="GQA decode",
+        read=attentions,
+        key="attention_decode/bf16/gqa",
+        kernel="vllm",
+        points=64,
+        reach=0.10,
+        record=0.06,
+    ),
+    Goal(
+        name="prefill attention",
+        read=attentions,
+        key="attention_prefill/bf16/gqa",
+        kernel="trtllm",
+        points=64,
+        reach=0.08,
+        record=0.04,
+    ),
+    _nccl("all_reduce", reductions),
+    _nccl("all_gather", reductions),
+    _nccl("reduce_scatter", reductions),
+    _nccl("all_to_all", exchanges),
+)
+"""Every operation that is scored; kernels as they are named on Hopper and Blackwell alike."""
+
+EIGHT = (0.10, 0.06)
+"""Mean errors to reach and wished for on eight gpus from points of up to four."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carry:
+    """A device predicted from another: which, with how many points of its own, and how near."""
+
+    system: str
+    points: int
+    reach: float
+    record: float
+
+
+CARRIES: Mapping[str, Carry] = MappingProxyType(
+    {
+        "H200 from H100 by datasheet ratios": Carry(system="h200_sxm", points=0, reach=0.08, record=0.05),
+        "H200 from H100, 4 points": Carry(system="h200_sxm", points=4, reach=0.08, record=0.05),
+        "H200 from H100, 64 points": Carry(system="h200_sxm", points=64, reach=0.08, record=0.05),
+        "B200 from H100, 16 points": Carry(system="b200_sxm", points=16, reach=0.12, record=0.08),
+    }
+)
+"""Devices predicted from H100."""
+
+LAYERS: Mapping[str, Mapping[str, int]] = MappingProxyType(
+    {
+        "decode": MappingProxyType({"GEMM fp8": 4, "MoE fp8 block, models never seen": 1, "MLA decode": 1}),
+        "prefill": MappingProxyType({"GEMM fp8": 4, "MoE fp8 block, models never seen": 1, "prefill attention": 1}),
+    }
+)
+"""Operations of a layer that are added up, and how many of each, besides two all-reduces."""
+LAYER = (0.035, 0.025)
+"""Mean errors of such a sum to reach and wished for."""
