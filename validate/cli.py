@@ -90,7 +90,7 @@ def run(
     scenario: Path,
     /,
     *,
-    plans: Path | None = None,
+    plans: tuple[Path, ...] = (),
     device: Literal["cpu", "cuda"] = "cpu",
     ranks: int = 2,
     nodes: int = 1,
@@ -111,7 +111,7 @@ def run(
     scenario
         A scenario with a `space:`, or a file whose `runs:` lists several.
     plans
-        A plan file whose pools are run in place of what the search picks.
+        Plan files, one after each --plans, whose pools are run in place of what the search picks.
     device
         Where layers are run.
     ranks, nodes, link
@@ -147,7 +147,7 @@ def run(
         asked = Asked(
             setting=one.setting(device),
             profile=profile or "generic/cpu",
-            pools=pools_in(plans, file) if plans is not None else (),
+            pools=pools_in(plans, file),
             most=most,
             rounds=rounds,
             changes=one.changes,

@@ -43,9 +43,10 @@ def planned(scenario: Path, asked: Asked, folder: Path, *, measured: bool) -> st
     return write(folder, plan(study, asked, machines), asked.profile, machines)
 
 
-def pools_in(file: Path, scenario: Path) -> tuple[Pool, ...]:
-    """Read the pools of a file of plans: each is run by itself, as one replica over all ranks."""
-    return load_plan(file, load_study(scenario).scenario).pools
+def pools_in(files: Sequence[Path], scenario: Path) -> tuple[Pool, ...]:
+    """Read the pools of plan files: each is run by itself, as one replica over all ranks."""
+    world = load_study(scenario).scenario if files else None
+    return tuple(pool for file in files if world is not None for pool in load_plan(file, world).pools)
 
 
 def _refusal(where: str, problem: str, remedy: str) -> InputError:
