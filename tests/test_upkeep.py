@@ -186,3 +186,15 @@ def test_a_wrong_scaling_is_refused(tmp_path) -> None:
     chosen.write_text(yaml.safe_dump({"pools": [{**POOL, "policies": {"scaling": {"name": "queue", "fill": 2}}}]}))
     with pytest.raises(InputError, match="fill = 2; give a share"):
         app(["simulate", str(scenario), str(chosen)])
+
+
+def test_an_expert_cache_is_in_the_steps() -> None:
+    """With half of the experts on the gpu, what is missing is copied in before it is used."""
+    world, pool = world_with_experts()
+    pool = replace(pool, adaptation=())
+    half = Policy(name="lru", settings={"resident": 16})
+    cached = replace(pool, policies={**pool.policies, "buffering": half})
+    whole, part = (
+        simulate(replace(world, workload=serving(requests=60)), Plan(pools=(each,))) for each in (pool, cached)
+    )
+    assert part.summary["tpot.mean"].mid > 1.2 * whole.summary["tpot.mean"].mid
