@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moesim.validate.serving.anchored import anchor_rows, anchored_file
+from moesim.validate.serving.anchoring import SHIFTED, WIDTHS
 from moesim.validate.serving.compare import compare, with_predictions
 from moesim.validate.serving.fitting import NAMES, fit, habits, numbers_of, sample_of
 from moesim.validate.serving.measured import Measured, Setup, read_measured, throughput
 from moesim.validate.serving.prediction import Predicted, Predictor
+from moesim.validate.serving.rivals import FILE as RIVALS
+from moesim.validate.serving.rivals import rivals, same_rows
+from moesim.validate.serving.roofline import rival
 from moesim.validate.serving.scores import errors, ordering, scored
 from moesim.validate.serving.spreads import shipped_spread
-from moesim.validate.serving.worlds import known_model
+from moesim.validate.serving.worlds import frameworks, known_model
 
 from moesim.cli import app
 from moesim.cli.codes import MET
@@ -217,9 +221,10 @@ def test_a_fit_finds_what_measurements_were_made_with(predictor):
 def test_one_row_brings_the_others_nearer(predictor):
     rows = planted(predictor)
     found = anchor_rows(rows[2:3], "mine.csv")
-    assert misses(predictor, rows, found.frameworks) < misses(predictor, rows, None) / 2
+    shifted = {**frameworks(), found.framework.name: found.framework}
+    assert misses(predictor, rows, shifted) < misses(predictor, rows, None) / 2
     assert (found.left > 0).all()
-    assert found.left[0, NAMES.index("layer")] < 0.7
+    assert found.left[SHIFTED.index("pace")] < WIDTHS[SHIFTED.index("pace")] / 2
 
 
 def test_an_anchored_framework_is_a_file_that_is_read(predictor, tmp_path):
@@ -227,10 +232,36 @@ def test_an_anchored_framework_is_a_file_that_is_read(predictor, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(anchored_file(found, "mine.csv"))
     framework, sources = load_framework(file)
-    assert framework.layer == pytest.approx(found.frameworks["tensorrt_llm"].layer, rel=5e-3)
-    assert sources["layer"].kind == "fitted"
+    assert framework.pace == pytest.approx(found.framework.pace, rel=5e-3)
+    assert sources["pace"].kind == "fitted"
 
 
 def test_anchors_of_two_frameworks_are_refused():
     with pytest.raises(InputError, match="one framework"):
         anchor_rows(read_measured(EXCERPT), "two.csv")
+
+
+def test_a_roofline_is_fitted_without_the_group_that_it_predicts():
+    rows = [row for row in read_measured(EXCERPT) if row.setup is not None and math.isfinite(row.tpot)]
+    sample = sample_of(rows)
+    once = dict(rival(sample, lambda setup: setup.model))
+    assert once.keys() == set(sample.setups)
+    left = sample.setups[0].model
+    away = np.array([setup.model == left for setup in sample.setups])
+    moved = sample.logs + np.where(away, 1.0, 0.0)[:, None]
+    again = dict(rival(replace(sample, logs=moved), lambda setup: setup.model))
+    mine = [setup for setup in sample.setups if setup.model == left and not once[setup].reason]
+    others = [setup for setup in sample.setups if setup.model != left and not once[setup].reason]
+    assert all(again[setup] == once[setup] for setup in mine), "what is left out has no say"
+    assert not others or any(again[setup] != once[setup] for setup in others)
+
+
+def test_rivals_are_compared_on_exactly_their_rows():
+    with RIVALS.open(newline="") as lines:
+        asked = list(csv.DictReader(lines))
+    line = next(line for line in asked if line["estimate_tpot_ms"])
+    row = Measured(text={}, setup=None, ttft=1.0, tpot=0.01)
+    setup = small(model=line["model"])
+    assert rivals([replace(row, setup=setup)])["aisimulate 0.13"] == []
+    theirs = [(replace(row, setup=setup), Predicted(ttft=1.0, tpot=0.02))]
+    assert same_rows([*theirs, (row, Predicted())], theirs) == theirs

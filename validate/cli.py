@@ -5,16 +5,27 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
 from moesim.cli.codes import BAD_INPUT, MET, MISSED
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .papers import Checked
+
 PAGE = Path("docs/accuracy/papers.md")
 MEASURED = Path("docs/accuracy/measured.md")
+PUBLISHED = Path("docs/accuracy/published.md")
 
 app = App(name="validate", help="Set predictions beside published and measured results.")
+app.command(
+    "moesim.validate.serving.frameworks:app",
+    name="frameworks",
+    help="Read benchmarks' logs back, or make a framework route as a trace says.",
+)
 
 
 @app.command
@@ -31,15 +42,52 @@ def papers(*chosen: str, json: bool = False, page: Path | None = None) -> int:
         Where to write the page of results as Markdown; by default `docs/accuracy/papers.md` where there is that folder
         and all checks run.
     """
+    from .papers import validate_papers
+    from .report import report
+
+    checked = validate_papers(chosen)
+    if page is None and not chosen and PAGE.parent.is_dir():
+        page = PAGE
+    if page is not None:
+        _written(page, report(checked))
+    return _told(checked, json)
+
+
+@app.command
+def published(*chosen: str, json: bool = False, page: Path | None = None) -> int:
+    """Reproduce published serving results: DeepSeek, SGLang on 96 H100, MLPerf; exits with 1 when a strong check fails.
+
+    Parameters
+    ----------
+    chosen
+        Sources or checks to run, such as `sglang` or `M1`; all where none is named.
+    json
+        Print JSON for a pipe instead of a table.
+    page
+        Where to write the page of results as Markdown; by default `docs/accuracy/published.md` where there is that
+        folder and all checks run.
+    """
+    from .papers import validate_papers
+    from .report import report
+    from .serving.published import CASES, HEAD, served
+
+    checked = validate_papers(chosen, CASES, served)
+    if page is None and not chosen and PUBLISHED.parent.is_dir():
+        page = PUBLISHED
+    if page is not None:
+        _written(page, report(checked, HEAD))
+    return _told(checked, json)
+
+
+def _told(checked: Sequence[Checked], json: bool) -> int:
+    """Show checks, and say by the exit code whether the strong ones pass."""
     from json import dumps
 
     from rich.console import Console
 
-    from .papers import failures, validate_papers
-    from .report import report
+    from .papers import failures
     from .table import table
 
-    checked = validate_papers(chosen)
     failed = failures(checked)
     if json:
         rows = [asdict(outcome) for each in checked for outcome in each.outcomes]
@@ -47,10 +95,6 @@ def papers(*chosen: str, json: bool = False, page: Path | None = None) -> int:
     else:
         Console().print(table(checked))
         print(f"{len(failed)} strong rows miss" if failed else "all strong rows are within tolerance")
-    if page is None and not chosen and PAGE.parent.is_dir():
-        page = PAGE
-    if page is not None:
-        _written(page, report(checked))
     return MISSED if failed else MET
 
 

@@ -12,6 +12,9 @@ TITLES = {
     "huang": "Huang et al., Towards MoE deployment (arXiv 2303.06182)",
     "scmoe": "ScMoE (ICML 2025, arXiv 2404.05019)",
     "tutel": "Tutel (MLSys 2023, arXiv 2206.03382)",
+    "deepseek": "DeepSeek-V3/R1 serving (deepseek-ai/open-infra-index, day 6; profile-data)",
+    "mlperf": "MLPerf Inference v4.1, Mixtral 8x7B (mlcommons/inference_results_v4.1)",
+    "sglang": "SGLang on 96 H100 (lmsys blog, 2025-05-05)",
 }
 HEAD = """# Published results, reproduced
 
@@ -22,9 +25,9 @@ not have.
 """
 
 
-def report(checked: Sequence[Checked]) -> str:
+def report(checked: Sequence[Checked], head: str = HEAD) -> str:
     """Write the page as Markdown."""
-    return "\n".join((HEAD, _summary(checked), *(line for each in checked for line in _section(each, checked)))) + "\n"
+    return "\n".join((head, _summary(checked), *(line for each in checked for line in _section(each, checked)))) + "\n"
 
 
 def _summary(checked: Sequence[Checked]) -> str:
@@ -43,7 +46,7 @@ def _section(each: Checked, checked: Sequence[Checked]) -> Iterator[str]:
         yield f"\n## {TITLES.get(each.paper, each.paper)}"
     yield f"\n### {each.check}: {case.title}\n"
     yield f"{case.source}. Grade: {case.grade}.\n"
-    yield "| row | paper | moesim | error | tolerance | |\n|---|--:|--:|--:|--:|---|"
+    yield "| row | published | moesim | error | tolerance | |\n|---|--:|--:|--:|--:|---|"
     yield from map(_line, each.outcomes)
     if case.fitted:
         yield f"\nFitted: {case.fitted}"

@@ -55,15 +55,14 @@ def tabulate(scenario: Scenario, pool: Pool, arrangements: Arrangements, *, most
 
 def with_host(table: StepTable, framework: Framework, layers: int) -> StepTable:
     """Add what a framework costs beyond the kernels of a model of so many layers."""
-    fixed = framework.overhead(layers, 0.0) * PER_SECOND
-    each = framework.overhead(layers, 1.0) * PER_SECOND / table.width - fixed / table.width
+    pace, slow = framework.pace, framework.pace * framework.prompt
+    fixed = framework.overhead(layers, 0.0) * PER_SECOND * pace
+    each = framework.overhead(layers, 1.0) * PER_SECOND * pace / table.width - fixed / table.width
     decode = tuple(
-        tuple(ticks + fixed + each * tokens for ticks in row)
+        tuple(ticks * pace + fixed + each * tokens for ticks in row)
         for tokens, row in zip(table.tokens, table.decode, strict=True)
     )
-    prompts = tuple(
-        tuple((near * framework.prompt + fixed, far * framework.prompt) for near, far in row) for row in table.prompts
-    )
+    prompts = tuple(tuple((near * slow + fixed, far * slow) for near, far in row) for row in table.prompts)
     return replace(table, decode=decode, prompts=prompts, _rows={})
 
 

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from moesim.ground.errors import Fault, InputError
 
-from .anchoring import Anchored, anchor
-from .fitting import NAMES, numbers_of, sample_of
+from .anchoring import SHIFTED, Anchored, anchor
+from .fitting import sample_of
 from .measured import Measured
 from .prediction import Predictor
-from .worlds import FITTED
+from .worlds import FITTED, frameworks
 from .written import rewritten
 
 
@@ -32,23 +32,21 @@ def anchor_rows(rows: Sequence[Measured], file: str) -> Anchored:
     reasons = sorted({found.reason for found in predictor.predict(sample.setups) if found.reason})
     if reasons:
         raise InputError(file, [Fault(path="", problem=reason, remedy="leave the row out") for reason in reasons])
-    return anchor(predictor, sample, numbers_of(sample.names))
+    return anchor(predictor, sample, frameworks())
 
 
 def shifts(found: Anchored) -> Table:
     """Show every number before and after, with the spread that is left of it."""
-    (name,) = found.names
-    table = Table("number", "shipped", "anchored", "uncertain by a factor", title=name)
-    rows = zip(NAMES, numbers_of(found.names)[0], found.numbers[0], found.left[0], strict=True)
-    for number, before, after, left in rows:
-        table.add_row(number, *(f"{value:.3g}" for value in np.exp([before, after, left])))
+    table = Table("number", "shipped", "anchored", "uncertain by a factor", title=found.framework.name)
+    for name, left in zip(SHIFTED, np.exp(found.left).tolist(), strict=True):
+        numbers = getattr(found.before, name), getattr(found.framework, name), left
+        table.add_row(name, *(f"{number:.3g}" for number in numbers))
     return table
 
 
 def anchored_file(found: Anchored, origin: str) -> str:
     """Write the framework as a file of its own."""
-    (name,) = found.names
-    text = (FITTED / f"{name}.yaml").read_text(encoding="utf-8")
-    numbers = dict(zip(NAMES, np.exp(found.numbers[0]).tolist(), strict=True))
-    left = ", ".join(f"{each} x/ {np.exp(sd):.2f}" for each, sd in zip(NAMES, found.left[0], strict=True))
+    text = (FITTED / f"{found.framework.name}.yaml").read_text(encoding="utf-8")
+    numbers = {name: getattr(found.framework, name) for name in SHIFTED}
+    left = ", ".join(f"{name} x/ {np.exp(sd):.2f}" for name, sd in zip(SHIFTED, found.left, strict=True))
     return rewritten(text, numbers, "anchor", f"{found.rows} rows of {origin}; uncertain by {left}")

@@ -1,81 +1,114 @@
-"""Shift a framework's numbers by one or a few measurements of a deployment, and say how sure they are then.
+"""Shift a framework by one or a few measurements of a deployment, and say how sure its numbers are then.
 
-The most likely numbers given what is measured: the shipped ones, uncertain by the widths of the fit's priors, are moved
-until measured and predicted agree to the noise of a repeated benchmark.
+Rows of a deployment err together, mostly by one factor: kernels that all take some per cent longer than their fits say.
+So a measured row moves `pace`, and what is left of its TTFT the numbers of prompts and of the front end, each by what
+is most likely given how far such numbers lie apart between deployments and how far rows of one deployment scatter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from moesim.world.framework import Framework
 
-from .fitting import NAMES, WIDTHS, Numbers, Sample, Slope, habits, slope_of
-from .measured import Setup
+from .fitting import Residuals, Sample, sample_of
+from .measured import Measured
 from .prediction import Predicted, Predictor
 from .scores import group_of
 
-REPEAT = np.array([0.10, 0.03])
-"""Logarithmic error of TTFT and TPOT when a benchmark is repeated within one release: up to the 90th percentile."""
+BETWEEN: Mapping[str, float] = MappingProxyType({"pace": 0.15, "prompt": 0.2, "latency": 0.5, "crowd": 0.5})
+"""Numbers that move, and the logarithmic standard deviation of each between deployments: that of the development
+file's groups about a fit without them, rounded."""
 
+SHIFTED = tuple(BETWEEN)
+WIDTHS = np.array(list(BETWEEN.values()))
+
+WITHIN = np.array([0.25, 0.07])
+"""Logarithmic standard deviation of TTFT and TPOT within a deployment, its common factor apart; found likewise."""
+
+NUDGE = 0.1
 ROUNDS = 3
+
+Moves = Float[np.ndarray, "number"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchored:
-    """Frameworks after a shift, and the logarithmic standard deviation that is left of each number."""
+    """A framework after a shift, and the logarithmic standard deviation that is left of each number that moved."""
 
-    names: tuple[str, ...]
     rows: int
-    frameworks: dict[str, Framework]
-    numbers: Float[np.ndarray, "framework number"]
-    left: Float[np.ndarray, "framework number"]
+    before: Framework
+    framework: Framework
+    left: Moves
 
 
-def anchor(predictor: Predictor, sample: Sample, start: Numbers) -> Anchored:
-    """Shift the frameworks of a sample of measured rows, from numbers that are known of them in general."""
-    at, left = start.copy(), np.tile(WIDTHS, (len(sample.names), 1))
+def anchor(predictor: Predictor, sample: Sample, known: Mapping[str, Framework]) -> Anchored:
+    """Shift the one framework that all of a sample's rows are of, by Gauss and Newton."""
+    (name,) = sample.names
+    at, left = np.zeros(len(SHIFTED)), WIDTHS
     for _ in range(ROUNDS):
-        slope = slope_of(predictor, sample, at)
-        for place in range(len(sample.names)):
-            at[place], left[place] = _posterior(slope, sample.place == place, start[place], place)
-    return Anchored(
-        names=sample.names, rows=len(sample.setups), frameworks=habits(sample.names, at), numbers=at, left=left
-    )
+        value = _residuals(predictor, sample, known, at)
+        sides = [_residuals(predictor, sample, known, at + NUDGE * unit) for unit in np.eye(len(SHIFTED))]
+        slope = np.stack([(side - value) / NUDGE for side in sides], axis=-1)
+        at, left = _posterior(value, slope, at)
+    return Anchored(rows=len(sample.setups), before=known[name], framework=_shifted(known[name], at), left=left)
+
+
+def _shifted(framework: Framework, moves: Moves) -> Framework:
+    """Multiply the numbers that move by these logarithms."""
+    factors = zip(SHIFTED, np.exp(moves).tolist(), strict=True)
+    return replace(framework, **{name: getattr(framework, name) * factor for name, factor in factors})
+
+
+def _residuals(predictor: Predictor, sample: Sample, known: Mapping[str, Framework], moves: Moves) -> Residuals:
+    """Logarithms of predicted over measured after a shift."""
+    (name,) = sample.names
+    found = predictor.predict(sample.setups, {**known, name: _shifted(known[name], moves)})
+    return np.asarray(np.log([(each.ttft, each.tpot) for each in found]).reshape(-1, 2) - sample.logs)
 
 
 def _posterior(
-    slope: Slope, mine: Bool[np.ndarray, "row"], start: Float[np.ndarray, "number"], place: int
-) -> tuple[Float[np.ndarray, "number"], Float[np.ndarray, "number"]]:
-    """Mean and standard deviation of one framework's numbers, where rows are taken to be linear."""
-    rows = mine & np.isfinite(slope.value).all(axis=-1) & np.isfinite(slope.slope).all(axis=(-1, -2))
-    matrix = (slope.slope[rows] / REPEAT[:, None]).reshape(-1, len(NAMES))
-    errors = (slope.value[rows] / REPEAT).reshape(-1)
+    value: Residuals, slope: Float[np.ndarray, "row metric number"], at: Moves
+) -> tuple[Moves, Float[np.ndarray, "number"]]:
+    """Mean and standard deviation of the numbers, where rows are taken to be linear; by a factor of e at most."""
+    rows = np.isfinite(value).all(axis=-1) & np.isfinite(slope).all(axis=(-1, -2))
+    matrix = (slope[rows] / WITHIN[:, None]).reshape(-1, len(SHIFTED))
+    errors = (value[rows] / WITHIN).reshape(-1)
     precision = matrix.T @ matrix + np.diag(WIDTHS**-2.0)
-    force = matrix.T @ errors + (slope.at[place] - start) / WIDTHS**2
-    moved = np.clip(np.linalg.solve(precision, force), -1.0, 1.0)
-    return slope.at[place] - moved, np.sqrt(np.diag(np.linalg.inv(precision)))
+    moved = np.clip(np.linalg.solve(precision, matrix.T @ errors + at / WIDTHS**2), -1.0, 1.0)
+    return at - moved, np.sqrt(np.diag(np.linalg.inv(precision)))
 
 
-def with_one_row(predictor: Predictor, sample: Sample, start: Numbers) -> Iterator[tuple[Setup, Predicted]]:
-    """Predict the rows of every group after a shift by one of them: that of the middle load."""
-    groups: dict[Hashable, list[int]] = {}
-    for place, setup in enumerate(sample.setups):
-        groups.setdefault((*group_of(setup), setup.gemm, setup.moe), []).append(place)
-    for rows in groups.values():
-        chosen = _middle([sample.setups[row] for row in rows])
-        one = np.arange(len(sample.setups)) == rows[chosen]
-        others = [sample.setups[row] for row in rows if row != rows[chosen]]
-        if others:
-            shifted = anchor(predictor, sample.take(one), start).frameworks
-            yield from zip(others, predictor.predict(others, shifted), strict=True)
+def with_one_row(
+    predictor: Predictor, rows: Sequence[Measured], known: Mapping[str, Framework]
+) -> Iterator[tuple[Measured, Predicted]]:
+    """Predict the rows of every group after a shift by one of them: that of the middle load.
+
+    A group is what one deployment can be: a model, a system, a framework's version and formats.
+    """
+    groups: dict[tuple[str, ...], list[Measured]] = {}
+    for row in rows:
+        if row.setup is not None:
+            version = row.text.get("backend_version", "")
+            groups.setdefault((*group_of(row.setup), row.setup.gemm, row.setup.moe, version), []).append(row)
+    for group in groups.values():
+        chosen = _middle(group)
+        others = [row for row in group if row.setup != chosen.setup]
+        given = sample_of([row for row in group if row.setup == chosen.setup])
+        if others and given.names:
+            framework = anchor(predictor, given, known).framework
+            shifted = {**known, framework.name: framework}
+            found = predictor.predict([row.setup for row in others if row.setup is not None], shifted)
+            yield from zip(others, found, strict=True)
 
 
-def _middle(setups: Sequence[Setup]) -> int:
-    """Find the setup whose load is the median of all, by concurrency and lengths."""
-    order = sorted(range(len(setups)), key=lambda at: (setups[at].concurrency, setups[at].isl, setups[at].osl))
-    return order[len(order) // 2]
+def _middle(rows: Sequence[Measured]) -> Measured:
+    """Find the row whose load is the median of all, by concurrency and lengths."""
+    setups = [(row.setup, place) for place, row in enumerate(rows) if row.setup is not None]
+    order = sorted(setups, key=lambda one: (one[0].concurrency, one[0].isl, one[0].osl))
+    return rows[order[len(order) // 2][1]]

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from .anchoring import with_one_row
-from .fitting import NAMES, Numbers, Sample, Slope, fit, habits, left_out, sample_of
+from .fitting import NAMES, Numbers, Sample, Slope, fit, habits, left_out, sample_of, without
 from .measured import Measured, Setup
-from .outcome import page
+from .outcome import LEFT_OUT, ONE_ROW, page
 from .prediction import Predicted, Predictor
+from .rivals import rivals
+from .roofline import rival
 from .scores import METRICS, Pair, scored
 from .spreads import FILE
 from .written import rewritten
@@ -20,12 +22,13 @@ from .written import rewritten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """Numbers of each framework, how many setups they were fitted on, and scores by what was left out."""
+    """Numbers of each framework, how many setups they were fitted on, scores by what was left out, and rivals'."""
 
     names: tuple[str, ...]
     numbers: Numbers
     setups: tuple[int, ...]
     scores: dict[str, list[Pair]]
+    rivals: dict[str, list[Pair]]
     origin: str
 
     def files(self, folder: Path, place: Path) -> dict[Path, str]:
@@ -36,7 +39,11 @@ class Fitted:
             note = f"moesim calibrate frameworks, {count} setups of {self.origin}"
             written[file] = rewritten(file.read_text(encoding="utf-8"), dict(zip(NAMES, row, strict=True)), "fit", note)
         rows = {name: np.exp(row) for name, row in zip(self.names, self.numbers, strict=True)}
-        return {**written, place: page(self.scores, rows, self.origin), FILE: spread_file(self.scores, self.origin)}
+        return {
+            **written,
+            place: page(self.scores, self.rivals, rows, self.origin),
+            FILE: spread_file(self.scores, self.origin),
+        }
 
 
 def fit_and_score(rows: Sequence[Measured], origin: str) -> Fitted:
@@ -48,7 +55,7 @@ def fit_and_score(rows: Sequence[Measured], origin: str) -> Fitted:
 def scored_fit(
     predictor: Predictor, rows: Sequence[Measured], sample: Sample, found: tuple[Numbers, Slope], origin: str
 ) -> Fitted:
-    """Score a fit in sample, with a model or a system left out, and with one row of every group given."""
+    """Score a fit in sample, with a model or a system left out, with one row of every group given, and its rivals."""
     numbers, slope = found
     whole = zip(sample.setups, predictor.predict(sample.setups, habits(sample.names, numbers)), strict=True)
     return Fitted(
@@ -57,12 +64,28 @@ def scored_fit(
         setups=tuple(int((sample.place == place).sum()) for place in range(len(sample.names))),
         scores={
             "in sample": _pairs(rows, whole),
-            "leave one model out": _pairs(rows, left_out(predictor, sample, slope, lambda setup: setup.model)),
+            LEFT_OUT: _pairs(rows, left_out(predictor, sample, slope, model)),
             "leave one system out": _pairs(rows, left_out(predictor, sample, slope, lambda setup: setup.system)),
-            "with one row of each group": _pairs(rows, with_one_row(predictor, sample, numbers)),
+            ONE_ROW: _one_row(predictor, rows, sample, slope),
+            "roofline, leave one model out": _pairs(rows, rival(sample, model)),
         },
+        rivals=rivals(rows),
         origin=origin,
     )
+
+
+def model(setup: Setup) -> str:
+    """Name what is left out."""
+    return setup.model
+
+
+def _one_row(predictor: Predictor, rows: Sequence[Measured], sample: Sample, slope: Slope) -> list[Pair]:
+    """Give one row of every group to a fit that has not seen its model, and score it on the others."""
+    found: list[tuple[Measured, Predicted]] = []
+    for name, numbers in without(sample, slope, model).items():
+        mine = [row for row in rows if row.setup is not None and row.setup.model == name]
+        found += with_one_row(predictor, mine, habits(sample.names, numbers))
+    return scored([row for row, _ in found], [each for _, each in found])
 
 
 def _pairs(rows: Sequence[Measured], found: Iterable[tuple[Setup, Predicted]]) -> list[Pair]:
@@ -76,7 +99,7 @@ def spread_file(scores: dict[str, list[Pair]], origin: str) -> str:
     """Write P10 and P90 of measured over predicted, over the rows of models that were left out."""
     lines = ["# Tenth and ninetieth percentile of measured over predicted; written by moesim calibrate frameworks."]
     for metric in METRICS:
-        ratio = [getattr(row, metric) / getattr(found, metric) for row, found in scores["leave one model out"]]
+        ratio = [getattr(row, metric) / getattr(found, metric) for row, found in scores[LEFT_OUT]]
         low, high = np.quantile(ratio, (0.1, 0.9))
         lines.append(f"{metric}: [{low:.3f}, {high:.3f}]")
     return "\n".join([*lines, f"note: rows of {origin} whose model was left out of the fit", ""])

@@ -155,15 +155,20 @@ def fit(
     return numbers, slope
 
 
-def left_out(
-    predictor: Predictor, sample: Sample, slope: Slope, key: Callable[[Setup], str]
-) -> Iterator[tuple[Setup, Predicted]]:
-    """Predict every setup with numbers fitted without its group.
+def without(sample: Sample, slope: Slope, key: Callable[[Setup], str]) -> dict[str, Numbers]:
+    """Fit without each group: the numbers by the group that they have not seen.
 
     Folds solve again from the whole fit's slopes: the numbers move by less than those change over.
     """
     groups = np.array([key(setup) for setup in sample.setups])
-    for group in sorted(set(groups.tolist())):
-        numbers = step(sample, slope, groups != group)
+    return {group: step(sample, slope, groups != group) for group in sorted(set(groups.tolist()))}
+
+
+def left_out(
+    predictor: Predictor, sample: Sample, slope: Slope, key: Callable[[Setup], str]
+) -> Iterator[tuple[Setup, Predicted]]:
+    """Predict every setup with numbers fitted without its group."""
+    groups = np.array([key(setup) for setup in sample.setups])
+    for group, numbers in without(sample, slope, key).items():
         part = sample.take(groups == group)
         yield from zip(part.setups, predictor.predict(part.setups, habits(sample.names, numbers)), strict=True)

@@ -113,13 +113,14 @@ def _refused(path: str, problem: str, remedy: str = "") -> PlanError:
 
 
 @cache
-def _model(name: str) -> Model:
+def model_of(name: str) -> Model:
+    """Load the model that a measurement names."""
     return load(known_model(name))
 
 
 @cache
 def _routing(name: str) -> Routing:
-    model = _model(name)
+    model = model_of(name)
     if not model.moe_layers:
         raise _refused("model", f"`{name}` has no experts", "such rows are out of moesim's field")
     moe = model.moe(model.moe_layers[0])
@@ -156,7 +157,7 @@ def world(setup: Setup, *, isl: float, osl: float) -> Scenario:
     half = 0.1 / 0.9 / 3**0.5  # uniform over 0.8 to 1.0 of the nominal length
     return Scenario(
         name="measured",
-        model=_model(setup.model),
+        model=model_of(setup.model),
         hardware=_hardware(setup.system),
         workload=Serving(
             requests=Requests(
@@ -218,7 +219,7 @@ def _precision(setup: Setup) -> Mapping[str, str]:
     for name, mode in (("gemm_quant_mode", setup.gemm), ("moe_quant_mode", setup.moe)):
         if mode not in FORMATS:
             raise _refused(name, f"`{mode}` is unknown", nearest(mode, FORMATS))
-    native = _model(setup.model).dtype_of
+    native = model_of(setup.model).dtype_of
     experts = "mxfp4" if native["experts"] == "mxfp4" else FORMATS[setup.moe]
     published = native["experts"] == "mxfp4" or setup.gemm == "int4_wo"  # these leave attention and dense layers alone
     dense = native["dense"] if published else FORMATS[setup.gemm]
