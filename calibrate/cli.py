@@ -150,3 +150,20 @@ def accuracy(*, data: Path | None = None, page: Path = Path("docs/accuracy/opera
         return
     written(page, lines)
     print(f"wrote {page}")
+
+
+@app.command
+def check(raw: Path, again: Path) -> None:
+    """Tell how wrong fits to a machine's samples are on points they have not seen: a table, in Markdown.
+
+    Parameters
+    ----------
+    raw
+        The file of raw samples; two thirds of each operation's points are fitted, the others scored.
+    again
+        Another run of the same points at another time: how well the machine repeats itself.
+    """
+    from .own_accuracy import page, rows
+    from .raw import read
+
+    print(page(rows(read(raw), read(again))), end="")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from moesim.calibrate import own_accuracy
 from moesim.calibrate.fitting import fit_samples
 from moesim.calibrate.measured import profile_of, slowed
 from moesim.calibrate.nodes import write_node
@@ -39,7 +40,7 @@ def sampled() -> list[str]:
     """A machine's samples: everything at its rate, and a little for each call."""
     rng = np.random.default_rng(0)
     lines = []
-    for m, n, k in np.round(2 ** rng.uniform(5, 10, (16, 3))):
+    for m, n, k in np.round(2 ** rng.uniform(5, 10, (24, 3))):
         lines.append(line("gemm", 1e-5 + 2 * m * n * k / RATE, dtype="bf16", ranks=2, m=m, n=n, k=k))
     for slots in (2.0, 4.0, 8.0):
         for rows in (64.0, 256.0, 1024.0, 4096.0, 8192.0):
@@ -157,6 +158,24 @@ def test_a_whole_layer_is_written_as_the_ops_of_its_parts(raw: Path, tmp_path: P
     assert sent == [32.0, 16384.0, 16384.0]
     node = profile_of(read(raw)).node
     assert predicted(exchanged, node) > predicted(local, node) + 3e-4  # three exchanges
+
+
+def test_fits_are_scored_on_points_they_have_not_seen_beside_the_repeat_spread(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moesim.calibrate.own_accuracy.FEWEST", 15)
+    again = tmp_path / "again.jsonl"
+    slower = [json.loads(text) for text in sampled()]
+    for point in slower:
+        point["seconds"] = [1.1 * time for time in point["seconds"]]
+    again.write_text("\n".join([json.dumps(HEADER), *map(json.dumps, slower)]) + "\n")
+    found = list(own_accuracy.rows(read(raw), read(again)))
+    assert [(row.name, row.fitted, row.scored) for row in found] == [
+        ("gemm/bf16", 16, 8), ("grouped_gemm/bf16/looped", 10, 5), ("grouped_gemm/bf16/batched", 10, 5),
+    ]  # fmt: skip
+    assert all(row.repeat == pytest.approx(0.1) for row in found)
+    assert all(row.reached == (row.mean <= 0.2) for row in found)  # twice the spread
+    assert own_accuracy.page(found).count("\n") == 5
 
 
 def test_samples_of_nothing_are_refused() -> None:
