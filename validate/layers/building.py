@@ -141,7 +141,9 @@ def _travel(site: _Site, lanes: Lanes) -> Travel | None:
         group=site.part(first, lanes.ranks),
         ranks=lanes.ranks,
         levels=collectives.levels(lanes.ranks, spec.width, site.members[first]) if two else None,
-        beside=spec.degree > 1 or spec.overlap != "none" or (spec.block is not None and spec.block.slot > 0),
+        # On a CPU two phases are waited for at once: in a thread beside other work, gloo was seen to hang.
+        beside=site.device.type == "cuda"
+        and (spec.degree > 1 or spec.overlap != "none" or (spec.block is not None and spec.block.slot > 0)),
     )
 
 
