@@ -26,6 +26,8 @@ def _cell(value: Any, unit: str) -> str:
         return f"{value * MILLION:,.3f}"
     if unit == "tokens/s":
         return f"{value:,.0f}"
+    if unit == "J/tokens":
+        return f"{value:,.3g}"
     if unit:
         return show(value, unit)
     return f"{value:.1%}"
@@ -35,6 +37,7 @@ _HEADINGS: Mapping[str, str] = {
     "throughput": "tokens/s",
     "throughput_per_gpu": "per GPU",
     "price_per_token": "USD/M",
+    "energy_per_token": "J/token",
     "memory_headroom": "headroom",
     "replicas": "repl.",
     "price_low": "P10",
@@ -105,6 +108,8 @@ def summary_cell(value: float, unit: str) -> str:
         return f"{value * MILLION:,.3f} USD/M"
     if unit == "tokens/s":
         return f"{value:,.0f} tokens/s"
+    if unit == "J/tokens":
+        return f"{show(value, 'J')}/token"
     if unit == "":
         return f"{value:,.3g}"
     return show(value, unit)
