@@ -103,7 +103,7 @@ def estimated_table(
     scenario: Scenario, deployed: Deployments, summary: Summary, meets: Sequence[bool], also: Sequence[str]
 ) -> pd.DataFrame:
     """List every estimated plan in short: cluster, price, latencies and what `also` names, whether it meets all."""
-    wanted = dict.fromkeys((*also, "price_per_token", "tpot", "ttft"))
+    wanted = dict.fromkeys((*also, "price_per_token", "tpot", "ttft", "throughput"))
     metrics = {name: summary.metrics[name] for name in wanted if name in summary.metrics}
     table = pd.DataFrame({"cluster": _clusters(scenario, deployed), **metrics, "meets": meets})
     return with_units(table, {name: METRICS[name].unit for name in metrics})
