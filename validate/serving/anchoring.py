@@ -22,14 +22,16 @@ from .prediction import Predicted, Predictor
 from .scores import group_of
 
 BETWEEN: Mapping[str, float] = MappingProxyType({"pace": 0.15, "prompt": 0.2, "latency": 0.5, "crowd": 0.5})
-"""Numbers that move, and the logarithmic standard deviation of each between deployments: that of the development
-file's groups about a fit without them, rounded."""
+"""Numbers that move, and the logarithmic standard deviation of each between deployments.
+
+Assumed: the best of four settings tried on the development file, so that errors with one row given are a little too
+favorable there."""
 
 SHIFTED = tuple(BETWEEN)
 WIDTHS = np.array(list(BETWEEN.values()))
 
 WITHIN = np.array([0.25, 0.07])
-"""Logarithmic standard deviation of TTFT and TPOT within a deployment, its common factor apart; found likewise."""
+"""Logarithmic standard deviation of TTFT and TPOT within a deployment, its common factor apart; assumed likewise."""
 
 NUDGE = 0.1
 ROUNDS = 3
