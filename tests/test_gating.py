@@ -13,7 +13,7 @@ TOKENS = np.array([[4, 4]])
 
 
 def capacity(rows, experts=4):
-    return np.full(experts, rows)
+    return np.full((1, experts), rows)
 
 
 def test_dynamic_gating_computes_what_was_routed():
@@ -42,13 +42,13 @@ def test_fast_encode_builds_no_mask():
 
 def test_means_stay_means():
     means = np.array([[[1.5, 2.25]]])
-    gated = Static()(means, np.array([2.0, 2.0]), np.array([[3.75]]))
+    gated = Static()(means, np.array([[2.0, 2.0]]), np.array([[3.75]]))
     assert np.array_equal(gated.kept, [[[1.5, 2.0]]])
     assert np.array_equal(gated.rows, [[[2.0, 2.0]]])
 
 
 def test_capacities_may_differ_between_experts():
-    gated = Static()(COUNTS, np.array([1, 2, 3, 4]), TOKENS)
+    gated = Static()(COUNTS, np.array([[1, 2, 3, 4]]), TOKENS)
     assert np.array_equal(gated.rows[0, 0], [1, 2, 3, 4])
     assert np.array_equal(gated.mask, [[4 * 10, 4 * 10]])
 
