@@ -164,7 +164,7 @@ def parsed(path: Path) -> tuple[Line, list[Any]]:
         raise InputError(str(path), [Fault(path="", problem=problem, remedy="name a file of raw samples")]) from None
     texts = whole.decode(errors="replace").split("\n")
     lines = [_json(text) for text in texts]
-    if not (isinstance(lines[0], dict) and lines[0].get("format") == FORMAT and "device" in lines[0]):
+    if not (isinstance(lines[0], dict) and lines[0].get("format") == FORMAT and {"device", "machine"} <= set(lines[0])):
         problem = f"its first line is not the header of a raw file ({FORMAT})"
         raise InputError(str(path), [Fault(path="line 1", problem=problem, remedy="measure with `moesim calibrate`")])
     return lines[0], lines[1:]

@@ -56,7 +56,7 @@ def score(measured: Floats, predicted: Floats, low: Floats, high: Floats) -> Sco
     >>> one = np.ones(4)
     >>> found = score(np.array([1.0, 1.1, 0.9, 2.0]), one, 0.8 * one, 1.2 * one)
     >>> found.points, round(found.mean, 3), found.inside, round(found.width, 1)
-    (4, 0.175, 0.75, 0.4)
+    (4, 0.176, 0.75, 0.4)
     """
     off = np.abs(predicted / measured - 1)
     beyond = np.maximum(low - measured, 0) + np.maximum(measured - high, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -126,19 +125,6 @@ def test_the_command_writes_fits_with_their_notice(tmp_path: Path, capsys: pytes
     assert "vllm 1.0 linear" in shown.err
     assert "Copyright (c) 2025-2026 NVIDIA" in out.read_text()
     assert set(load_fits(out, "mine")) == {"gemm/bf16"}
-
-
-def test_the_command_fits_raw_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    raw = tmp_path / "cpu.jsonl"
-    common = {"operation": "elementwise", "dtype": "fp32", "kernel": "norm", "ranks": 1}
-    lines = [
-        {**common, "inputs": {"traffic": 2.0**power}, "seconds": [1e-5 + 2.0**power / 1e10]} for power in range(30)
-    ]
-    head = {"format": "moesim raw 1", "device": "cpu"}
-    raw.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
-    app(["fit", str(raw)], result_action="return_value")
-    assert "elementwise: within" in capsys.readouterr().out
-    assert load_fits(tmp_path / "cpu.yaml", "cpu")["elementwise"].params["bandwidth"] == pytest.approx(1e10, rel=0.05)
 
 
 BROKEN = {
