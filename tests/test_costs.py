@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from moesim.ground.errors import MoesimError
 from moesim.schedules.costs.attention import needs_of
 from moesim.schedules.costs.fits import fit_of, fit_of_tier
-from moesim.schedules.costs.forms import floor
+from moesim.schedules.costs.forms import floor, form_of
 from moesim.schedules.costs.kernels import norm, warm_traffic
 from moesim.schedules.costs.priors import PARAMETERS
 from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Gemm, Grouped, Reduce, Send
@@ -95,6 +95,17 @@ def test_one_more_row_for_one_expert_is_never_cheaper(op, slot, more):
 def test_splitting_never_lowers_the_total_time(op, parts, base):
     total = sum(time(part, base) for part in op.split(parts))
     assert np.all(total >= time(op, base) * (1 - ROUNDING))
+
+
+@pytest.mark.parametrize(("side", "read"), [(1024, 1), (16384, 8)])
+def test_products_in_a_row_read_one_expert_s_weights_once_if_these_fit_the_cache(side, read):
+    """Eight products of 4 rows: 2 MiB of weights are read once, 512 MiB eight times; one product is never dearer."""
+    apart = Grouped(rows=np.full((8, 1), 4), n=one(side), k=one(side), dtype="bf16", repeats=8)
+    whole = replace(apart, rows=np.full((1, 1), 32), repeats=1)
+    loads = [form_of(op).loads(op, machine(IDEAL))[1].item() for op in (apart, whole)]
+    alone = [time(op, IDEAL).item() for op in (apart, whole)]
+    assert alone[0] >= alone[1]
+    assert loads[0] / loads[1] == pytest.approx(read, rel=0.2)
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])

@@ -440,6 +440,18 @@ def test_static_gating_pads_every_expert_to_its_capacity() -> None:
             np.testing.assert_array_equal(task.op.rows.sum(axis=0).ravel(), 8 * 40)
 
 
+@pytest.mark.parametrize("flexible", [True, False])
+def test_without_the_flexible_layout_every_source_is_a_product_of_its_own(flexible: bool) -> None:
+    """Eight ranks of one expert: one product of 8 x 40 rows, or eight of 40 by the same weights."""
+    world = worlds.scenario(MIXTRAL, cv=0.5, short=True)
+    static = Policy(name="static", settings={"factor": 1.25, "sparse": True, "flexible": flexible})
+    schedule, _ = worlds.unfolded(world, worlds.pool(Parallel(dp=8, ep=8), gating=static), BATCHES["decode"])
+    for task in schedule.tasks:
+        if isinstance(task.op, Grouped):
+            assert task.op.rows[..., 0].ravel().tolist() == ([8 * 40] if flexible else [40] * 8)
+            assert task.op.repeats == (1 if flexible else 8)
+
+
 def test_every_layer_has_the_capacity_of_its_own() -> None:
     """Two draws, from layers with a capacity of 40 and of 24 rows: each computes what its own layer allows."""
     world = worlds.scenario(MIXTRAL, cv=0.5)

@@ -28,6 +28,8 @@ from moesim.schedules.schedule import Schedule, Task
 from moesim.world.hardware import Device, Node
 from moesim.world.model import expert_parameters, parameters
 
+from .sweeps import copied, device_share, share_at
+
 GIB = 2.0**30
 
 
@@ -164,6 +166,28 @@ def pair(
     return min(float(makespan(price(way, _NODE, ())).max()) for way in ways)
 
 
+def pays_from(position: int, attention: float, mlp: float, shared: float, experts: float) -> float:
+    """Share of communication in top-1's mixture from which a shortcut with a shared expert beats top-1."""
+    before = _exchanging(position, attention, mlp, shared, experts)
+    return share_at(lambda exchange: 2 * attention + mlp + experts + exchange - before(exchange), experts)
+
+
+def hides_to(position: int, attention: float, mlp: float, shared: float, experts: float) -> float:
+    """Share of communication in a mixture up to which a shortcut hides all of it."""
+    length, computing = _exchanging(position, attention, mlp, shared, experts), 2 * attention + mlp + shared + experts
+    return share_at(lambda exchange: length(exchange) - computing * (1 + 1e-9), experts)
+
+
+def _exchanging(position: int, attention: float, mlp: float, shared: float, experts: float) -> Callable[[float], float]:
+    """Length of a block pair by what it exchanges, half of it on either side of the experts."""
+
+    def length(exchange: float) -> float:
+        half = exchange / 2
+        return pair(position, attention=attention, mlp=mlp, shared=shared, experts=experts, dispatch=half, combine=half)
+
+    return length
+
+
 def caching_switches(pieces: Sequence[Sequence[float]], cool_down: int) -> list[int]:
     """Steps before which assignment caching is switched, for a series of (agreement, steps)."""
     agreement = np.concatenate([np.full(int(steps), value) for value, steps in pieces])
@@ -254,8 +278,11 @@ RULES: Mapping[str, Callable[..., Any] | float] = MappingProxyType(
         "zero_cost": zero_cost,
         "capacity": capacity,
         "crossing": crossing,
+        "copied": copied,
+        "device_share": device_share,
         "drops": drops,
         "expert_size": expert_size,
+        "hides_to": hides_to,
         "local": local,
         "mask": mask,
         "messages": messages,
@@ -264,6 +291,7 @@ RULES: Mapping[str, Callable[..., Any] | float] = MappingProxyType(
         "offloaded": offloaded,
         "order_of_misses": order_of_misses,
         "pair": pair,
+        "pays_from": pays_from,
         "trials": trials,
         "trigger_step": trigger_step,
         "volumes": volumes,

@@ -112,6 +112,7 @@ def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
         tuple(group_tiers(p, reach(node, fabric)).values()),
         p.ep * p.etp > node.gpus,
         min(p.ep * p.etp, CLASSES),
+        pool.policy("gating").settings.get("flexible", True) or p.ep * p.etp,
         tuple(sorted(pool.precision.items())),
         tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")),
         batching.speculated,

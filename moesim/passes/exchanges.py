@@ -60,7 +60,8 @@ class Mixture:
 
     `rows` are padded to the most slots that any plan's ranks have; `sizes`, `dispatch` and `combine` are phases;
     `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask. `active` is
-    given where rows are means over draws: the mean number of slots with rows on a rank.
+    given where rows are means over draws: the mean number of slots with rows on a rank. Experts multiply the
+    rows of each of `sources` by themselves; 1: all together.
     """
 
     rows: Int[np.ndarray, "slot plan draw rank"]
@@ -70,6 +71,7 @@ class Mixture:
     packed: Sizes
     mask: Sizes
     active: Sizes | None = None
+    sources: int = 1
 
 
 Sized = dict[Hashable, Mixture]
@@ -143,6 +145,7 @@ def _parted(whole: Mixture, plans: int) -> tuple[Mixture, ...]:
             combine=combine[plan],
             packed=packed[plan],
             mask=mask[plan],
+            sources=whole.sources,
         )
         for plan in range(plans)
     )
@@ -209,6 +212,7 @@ def _plan_mixture(
         combine=combine,
         packed=fold(np.asarray(packed, float), chosen)[None],
         mask=fold(np.asarray(gated.mask, float), chosen)[None],
+        sources=p.ep * p.etp if gated.apart else 1,
     )
 
 
@@ -345,21 +349,27 @@ def _kept(phase: Phase, chosen: Int[np.ndarray, "draw class"]) -> Phase:
 
 def _stacked(parts: Sequence[Mixture]) -> Mixture:
     """Stack plans along the plan axis; ranks with fewer slots are padded with empty ones."""
-    slots = max(part.rows.shape[0] for part in parts)
-    padded = [
-        rows
-        if len(rows) == slots
-        else np.concatenate([rows, np.zeros((slots - len(rows), *rows.shape[1:]), rows.dtype)])
-        for rows in (part.rows for part in parts)
-    ]
     return Mixture(
-        rows=np.concatenate(padded, axis=1),
+        rows=_padded([part.rows for part in parts]),
+        sources=parts[0].sources,
         sizes=_stacked_phases([part.sizes for part in parts]),
         dispatch=_stacked_phases([part.dispatch for part in parts]),
         combine=_stacked_phases([part.combine for part in parts]),
         packed=np.concatenate([part.packed for part in parts]),
         mask=np.concatenate([part.mask for part in parts]),
     )
+
+
+def _padded(sizes: Sequence[Int[np.ndarray, "slot plan draw rank"]]) -> Int[np.ndarray, "slot all draw rank"]:
+    """Join rows along the plans, with empty slots where a plan has fewer."""
+    slots = max(len(rows) for rows in sizes)
+    padded = [
+        np.concatenate([rows, np.zeros((slots - len(rows), *rows.shape[1:]), rows.dtype)])
+        if len(rows) < slots
+        else rows
+        for rows in sizes
+    ]
+    return np.concatenate(padded, axis=1)
 
 
 def _stacked_phases(plans: Sequence[tuple[Phase, ...]]) -> tuple[Phase, ...]:

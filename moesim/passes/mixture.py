@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+from jaxtyping import Int
 
 from moesim.passes.attention import ACTIVATION, NORM_PASSES, join_group
 from moesim.passes.buffering import add_fetches, buffered
@@ -116,6 +118,20 @@ def _add_experts(chain: Chain, moe: Moe, cols: Columns, sized: Mixture) -> None:
     inner = width * (matrices(gated=moe.gated) - 1)
     rows = sized.rows.sum(axis=0)
     active, outer = sized.active, column([moe.input_dim])
-    chain.add("experts", Grouped(rows=sized.rows, n=inner, k=outer, dtype=weights, active=active))
+    products = sized.rows if sized.sources == 1 else _apart(sized.rows, sized.sources)
+    into = Grouped(rows=products, n=inner, k=outer, dtype=weights, active=active, repeats=sized.sources)
+    chain.add("experts", into)
     chain.add("experts", Elementwise(traffic=rows * (inner + width) * ACTIVATION, kernel="activation"))
-    chain.add("experts", Grouped(rows=sized.rows, n=outer, k=width, dtype=weights, active=active))
+    chain.add("experts", replace(into, n=outer, k=width))
+
+
+def _apart(rows: Int[np.ndarray, "slot plan draw rank"], sources: int) -> Int[np.ndarray, "product plan draw rank"]:
+    """Deal each slot's rows to its sources, which send equally many to an expert of one capacity.
+
+    Examples
+    --------
+    >>> _apart(np.array([[[[8]]], [[[5]]]]), 4).ravel()
+    array([2, 2, 2, 2, 2, 1, 1, 1])
+    """
+    source = np.arange(sources)[:, None, None, None]
+    return np.concatenate([(slot + sources - 1 - source) // sources for slot in rows[:, None]])

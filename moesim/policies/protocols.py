@@ -62,12 +62,14 @@ class Gated:
     kept : assignments that survive; the rest are dropped
     mask : elements of the dense dispatch mask each rank builds (tokens x experts x capacity); 0 where rows are gathered
     sizes : whether row counts must be exchanged before the rows
+    apart : whether an expert multiplies the rows of each source by themselves
     """
 
     rows: Counts
     kept: Counts
     mask: Shaped[np.ndarray, "*#lead rank"]
     sizes: bool
+    apart: bool = False
 
 
 @runtime_checkable

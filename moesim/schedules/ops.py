@@ -63,7 +63,7 @@ class Grouped:
     """One product per local expert: slot s multiplies rows[s] x k by k x n. Empty slots cost no weights.
 
     `active` is given where rows are means over draws: how many slots have rows in the mean, which mean rows cannot say.
-    Such an op has loads, and no price.
+    Such an op has loads, and no price. So many products in a row, `repeats`, are by one expert's weights.
     """
 
     rows: Shaped[np.ndarray, "slot ..."]
@@ -71,6 +71,7 @@ class Grouped:
     k: Lead
     dtype: str
     active: Shaped[np.ndarray, "..."] | None = None
+    repeats: int = 1
 
     def split(self, parts: int) -> tuple[Grouped, ...]:
         """Cut each slot's rows."""

@@ -26,6 +26,8 @@ class Static:
     fraction : share of the rank's tokens instead: C = ceil(fraction T), as fairseq does in evaluation (Huang et al.,
         static gating); it computes E fraction / topk times the rows that were routed. 0: `factor` decides
     sparse : Tutel's fast encode and decode, which gather rows and build no mask
+    flexible : Tutel's flexible all-to-all, whose rows of one expert lie side by side, (Eg, W Cg, D); without it they
+        lie by source, (W, Eg, Cg, D), and an expert multiplies the Cg rows of every source by themselves
     """
 
     EVEN: ClassVar[float] = 1.0
@@ -33,6 +35,7 @@ class Static:
     factor: float = EVEN
     fraction: float = 0.0
     sparse: bool = False
+    flexible: bool = True
 
     def __post_init__(self) -> None:
         """Check that one rule sets a capacity."""
@@ -82,6 +85,7 @@ class Static:
             kept=np.minimum(counts, room),
             mask=np.broadcast_to(np.asarray(mask, dtype=float), counts.shape[:-1]),
             sizes=self.follows,
+            apart=not self.flexible,
         )
 
 

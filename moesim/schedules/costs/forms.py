@@ -156,13 +156,24 @@ def _grouped_time(op: Grouped, rows: Size, machine: Machine) -> Time:
         operand=_operand(op, machine),
         params=machine.kernel("grouped_gemm", op.dtype).params,
         processors=machine.device.processors,
+        reread=_reread(op, machine),
     )
+
+
+def _reread(op: Grouped, machine: Machine) -> Size:
+    """Share of an op's products that read their expert's weights from memory.
+
+    Of products in a row by the same weights the first does; the others find them in the cache, if they fit there.
+    """
+    fits = op.n * op.k * bytes_of(op.dtype) <= machine.device.cache
+    return np.where(fits, 1.0 / op.repeats, 1.0)
 
 
 def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
     params = machine.kernel("grouped_gemm", op.dtype).params
     total = op.rows.sum(axis=0)
     active = np.count_nonzero(op.rows, axis=0) if op.active is None else op.active
+    active = active * _reread(op, machine) if op.repeats > 1 else active
     stored = bytes_of(op.dtype)
     return grouped_loads(total, active, op.n, op.k, stored=stored, operand=_operand(op, machine), params=params)
 
@@ -306,7 +317,7 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
         Grouped: Form(
             sizes=("rows", "n", "k"),
             inner=("rows",),
-            alike=lambda op: op.dtype,
+            alike=lambda op: (op.dtype, op.repeats),
             fits=_product_fits,
             price=_price_grouped,
             loads=_load_grouped,

@@ -182,7 +182,17 @@ def gemm_loads(m: Size, n: Size, k: Size, *, stored: Bytes, params: Params) -> t
     return 2 * m * (n * k / params["peak"]), (m > 0) * (n * k * (stored / params["bandwidth"]))
 
 
-def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Params, processors: int) -> Time:
+def grouped(
+    rows: Size,
+    n: Size,
+    k: Size,
+    *,
+    stored: Bytes,
+    operand: Bytes,
+    params: Params,
+    processors: int,
+    reread: Size | float = 1.0,
+) -> Time:
     """A grouped product reads the weights of the experts that have rows, and pads each one's rows to tiles.
 
     launch + norm_p(tensor, memory, panel) + S (k operand + 2 n) / activation_bandwidth + A per_expert
@@ -205,6 +215,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     stored, operand : bytes per element of the weights as stored, and of both operands as multiplied
     params : as for `gemm`, and activation_bandwidth (B/s), pad (tiles), per_expert (s)
     processors : processors of the device
+    reread : share of the products whose weights come from memory; the cache still has the others'
 
     Returns
     -------
@@ -226,7 +237,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
     weights = n * k * stored
     tensor = tiles * (panels / processors) + params["tail"] * smallest
     tensor = throttled(np.maximum(tensor, smallest, out=tensor), params)
-    memory = active * (weights / params["bandwidth"])
+    memory = active * (weights * reread / params["bandwidth"])
     time: Time = norm(params["p"], tensor, memory, weights / (panels * params["block_bandwidth"]))
     time += total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
     time += active * params["per_expert"]
@@ -238,7 +249,7 @@ def grouped(rows: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, para
 def _over_slots(rows: Size, tile_times: list[Time], pad: float) -> tuple[Time, Time, Time]:
     """Sum over slots: rows, slots that have any, and the tiles' time on one panel of columns."""
     total = rows.sum(axis=0).astype(np.float64)
-    active = np.add.reduce((rows > 0).view(np.int8), axis=0, dtype=np.int16).astype(np.float64)
+    active = np.add.reduce((rows > 0).view(np.int8), axis=0, dtype=np.int32).astype(np.float64)
     whole = np.issubdtype(rows.dtype, np.integer) and all(tile.size == 1 for tile in tile_times)
     most = int(rows.max()) if whole and rows.size > LOOKED_UP else LOOKED_UP
     if most < LOOKED_UP:
