@@ -75,7 +75,7 @@ PLAIN = plain(H200)
 IDEAL = everywhere(
     H200,
     **dict.fromkeys(("launch", "latency", "per_message", "ll_launch", "ll128_launch", "simple_launch", "copy"), 0.0),
-    **dict.fromkeys(("overhead", "throttle", "tail", "thin", "pad", "cache", "half_width", "diagonal"), 0.0),
+    **dict.fromkeys(("overhead", "split", "throttle", "tail", "thin", "pad", "cache", "half_width", "diagonal"), 0.0),
     **dict.fromkeys(("block_bandwidth", "quantize_bandwidth", "activation_bandwidth"), 1e30),
     head_tile=0.0,
 )

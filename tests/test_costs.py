@@ -138,7 +138,17 @@ def test_a_rank_with_nothing_to_do_pays_the_launch_and_no_more(op):
 
 
 RATES = ("peak", "bandwidth", "cache_bandwidth", "block_bandwidth", "quantize_bandwidth", "activation_bandwidth")
-CONSTANTS = ("launch", "overhead", "call", "latency", "per_message", "ll_launch", "ll128_launch", "simple_launch")
+CONSTANTS = (
+    "launch",
+    "overhead",
+    "split",
+    "call",
+    "latency",
+    "per_message",
+    "ll_launch",
+    "ll128_launch",
+    "simple_launch",
+)
 
 
 def _faster(base, factor, names=RATES):
@@ -170,7 +180,7 @@ def _free(base, names):
     for form in ("gemm", "grouped_gemm", "attention_prefill", "attention_decode", "attention_backward", "elementwise"):
         known = fit_of(base.device, form).params
         params = {name: 1e60 for name in names if name in known}
-        params |= {name: 0.0 for name in ("launch", "overhead", "throttle", "cache") if name in known}
+        params |= {name: 0.0 for name in ("launch", "overhead", "split", "throttle", "cache") if name in known}
         fits[form] = fit(form, **params)
     return with_fits(base, fits)
 

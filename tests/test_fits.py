@@ -127,7 +127,7 @@ def test_the_fastest_kernel_is_the_default_and_the_others_keep_their_names() -> 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
 def test_times_that_are_none_are_refused(wrong: float) -> None:
-    cases = replace(products(12), seconds=np.where(np.arange(12) == 3, wrong, 1e-3))
+    cases = replace(products(13), seconds=np.where(np.arange(13) == 3, wrong, 1e-3))
     with pytest.raises(
         MoesimError, match=r"gemm/bf16: seconds of point 3 is .*, no positive time, .* remove those points"
     ):
@@ -142,14 +142,14 @@ def test_an_input_that_is_none_is_refused() -> None:
 
 
 def test_too_few_points_are_refused_and_the_others_still_fitted() -> None:
-    with pytest.raises(MoesimError, match="gemm/bf16: 11 points; a fit needs at least 12: measure more"):
-        fit_cases(products(11), BENCH)
+    with pytest.raises(MoesimError, match="gemm/bf16: 12 points; a fit needs at least 13: measure more"):
+        fit_cases(products(12), BENCH)
     moved = [
         sample("elementwise", {"traffic": 2.0**power}, 3e-6 + 2.0**power / 2e12, "norm") for power in range(10, 34)
     ]
     outcome = fit_samples([*moved, sample("gemm", {"m": 1.0, "n": 64.0, "k": 64.0}, 1e-5)], NODE)
     assert outcome.fits["elementwise"].params["bandwidth"] == pytest.approx(2e12, rel=0.05)
-    assert outcome.left_out == ("gemm/bf16: 1 points; a fit needs at least 12: measure more",)
+    assert outcome.left_out == ("gemm/bf16: 1 points; a fit needs at least 13: measure more",)
     with pytest.raises(MoesimError, match="nothing could be fitted; it has no samples"):
         fit_samples([], NODE)
 

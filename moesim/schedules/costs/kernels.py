@@ -109,13 +109,13 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
     launch + min over (columns, cuts) of norm_p(tensor, memory, panel)
            + (2 + operand) m k / quantize_bandwidth [operand < 2]
 
-    tensor = throttled(min over rows of max(1, waves + tail) x (k / cuts x tile_rate + overhead))
+    tensor = throttled(min over rows of max(1, waves + tail) x (k / cuts x tile_rate + overhead) + split [cuts > 1])
     waves  = max(1, m / rows) x panels / processors,  panels = ceil(n / columns) x cuts
     memory = n k stored / bandwidth + warm(m k operand + 2 m n) + 8 m n cuts / cache_bandwidth [cuts > 1]
     panel  = n k stored / (panels x block_bandwidth)
 
     Weights are cold and every panel of them is streamed by one processor; partial results of a cut k are written and
-    read back in fp32.
+    read back in fp32, and `split` is what adding them up takes besides.
 
     Functional form of docs/background/evidence.md, section 1 (roofline: Williams et al., CACM 52(4), 2009;
     tiles and waves: NVIDIA, Matrix Multiplication Background User's Guide).
@@ -125,7 +125,8 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
     m, n, k : sizes of the product
     stored, operand : bytes per element of the weights as stored, and of both operands as multiplied
     params : launch (s), peak (FLOP/s), bandwidth, cache_bandwidth, block_bandwidth, quantize_bandwidth (B/s),
-        cache (B; 0 turns the term off), overhead (s per tile), throttle (0 turns the term off), tail (waves), thin, p
+        cache (B; 0 turns the term off), overhead (s per tile), split (s), throttle (0 turns the term off), tail
+        (waves), thin, p
     processors : processors of the device
 
     Returns
@@ -135,7 +136,8 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
     Examples
     --------
     >>> params = dict(launch=1.0, peak=2.0 * 128 * 256, bandwidth=1e9, cache_bandwidth=1e9, block_bandwidth=1e9,
-    ...               quantize_bandwidth=1e9, cache=0.0, overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, p=2.0)
+    ...               quantize_bandwidth=1e9, cache=0.0, overhead=0.0, split=0.0, throttle=0.0, tail=0.0, thin=0.0,
+    ...               p=2.0)
     >>> one = np.array([1.0])
     >>> gemm(128 * one, 256 * one, 10 * one, stored=0.0, operand=2.0, params=params, processors=1).round(3)
     array([11.])
@@ -146,10 +148,12 @@ def gemm(m: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Pa
     for columns, cuts in PANELS:
         panels = np.ceil(n / columns) * cuts
         memory = warm + weights / params["bandwidth"]
+        tensor = _dense_tensor(m, panels, k / cuts, columns, params, processors)
         if cuts > 1:
             memory = memory + m * (n * (8.0 * cuts / params["cache_bandwidth"]))
-        tensor = throttled(_dense_tensor(m, panels, k / cuts, columns, params, processors), params)
-        joined = norm(params["p"], tensor, memory, weights / (panels * params["block_bandwidth"]))
+            tensor = tensor + params["split"]
+        panel = weights / (panels * params["block_bandwidth"])
+        joined = norm(params["p"], throttled(tensor, params), memory, panel)
         best = joined if best is None else np.minimum(best, joined)
     assert best is not None
     if operand < RESULT:

@@ -30,6 +30,7 @@ THROTTLE = 0.11  # section 1: 5 % on A100, 11-17 % on H100 to B200
 TAIL = 0.125  # waves lost at the end: half of g, section 1: 0.15-0.4
 THIN = 0.3  # small tiles; assumed
 OVERHEAD = 0.5e-6  # prologue and epilogue of a tile; assumed
+SPLIT = 2e-6  # adding up the parts of a cut k; section 10: 2 to 4 us on A100, H100 and B200
 PAD = 0.5  # tiles lost per expert: the mean of rounding ragged rows up
 NORM = 2.0  # section 1: p is about 2-3
 HEAD_TILE = 16.0  # rows of the smallest tensor-core instruction (NVIDIA PTX ISA, mma.m16n8k16)
@@ -56,7 +57,7 @@ _LATENT_DECODE = 0.21  # 23.9 %, section 6
 _TILED = ("launch", "peak", "bandwidth", "block_bandwidth", "overhead", "throttle", "tail", "thin", "p")
 PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "gemm": (*_TILED, "cache", "cache_bandwidth", "quantize_bandwidth"),
+        "gemm": (*_TILED, "split", "cache", "cache_bandwidth", "quantize_bandwidth"),
         "grouped_gemm": (*_TILED, "activation_bandwidth", "pad", "per_expert"),
         "attention_prefill": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
         "attention_backward": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
@@ -144,6 +145,7 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
         "cache": CACHE_SHARE * device.cache,
         "overhead": OVERHEAD,
         "throttle": THROTTLE,
+        "split": SPLIT,
         "tail": TAIL,
         "thin": THIN,
         "pad": PAD,
