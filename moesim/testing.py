@@ -335,6 +335,7 @@ def _check_alike(policy: AllToAllPolicy, op: Exchange, reach: tuple[tuple[str, i
 _EXTENSIVE: Mapping[str, tuple[str, ...]] = {
     "Gemm": ("m",),
     "Grouped": ("rows",),
+    "Hosted": ("rows",),
     "Attend": ("tokens", "prompts", "pairs", "keys"),
     "Elementwise": ("traffic",),
     "Copy": ("size",),
@@ -555,6 +556,7 @@ def check_buffering(buffering: Buffering) -> None:
     """Check that no more slots are resident than there are, and that a key ranks every expert of every cache alike."""
     for slots in (16, 64):
         assert 1 <= buffering.resident_of(slots) <= slots, f"{buffering.resident_of(slots)} of {slots} slots resident"
+    assert buffering.hosted == 0 or buffering.tier == "host", "the host computes what is in its own memory"
     assert buffering.tier in MEMORY_TIERS, f"keeps experts in `{buffering.tier}`, not in {' or '.join(MEMORY_TIERS)}"
     seen = _cache_view()
     key = buffering(seen)

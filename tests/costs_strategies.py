@@ -10,7 +10,20 @@ from moesim.ground.units import Source
 from moesim.schedules.costs.fits import Machine, machine_of
 from moesim.schedules.costs.forms import form_of
 from moesim.schedules.costs.priors import PARAMETERS
-from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Fixed, Gemm, Grouped, Host, Op, Reduce, Send
+from moesim.schedules.ops import (
+    AllToAll,
+    Attend,
+    Copy,
+    Elementwise,
+    Fixed,
+    Gemm,
+    Grouped,
+    Host,
+    Hosted,
+    Op,
+    Reduce,
+    Send,
+)
 from moesim.world.attention import Cross, Gqa, Linear, Mla, Window
 from moesim.world.hardware import Fit, Node, Tier
 
@@ -100,6 +113,12 @@ groups = st.builds(
     k=width,
     dtype=dtypes,
 )
+hosteds = st.builds(
+    Hosted,
+    rows=st.lists(counts, min_size=1, max_size=9).map(lambda rows: np.array(rows).reshape(-1, 1)),
+    weights=width,
+    dtype=dtypes,
+)
 
 
 @st.composite
@@ -147,6 +166,7 @@ copies = st.builds(
 ops = st.one_of(
     gemms,
     groups,
+    hosteds,
     attentions(),
     st.builds(Elementwise, traffic=volume),
     copies,

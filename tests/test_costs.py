@@ -29,8 +29,8 @@ from moesim.schedules.costs.attention import needs_of
 from moesim.schedules.costs.fits import fit_of, fit_of_tier
 from moesim.schedules.costs.forms import floor, form_of
 from moesim.schedules.costs.kernels import norm, warm_traffic
-from moesim.schedules.costs.priors import PARAMETERS
-from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Gemm, Grouped, Reduce, Send
+from moesim.schedules.costs.priors import PARAMETERS, host_prior
+from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Gemm, Grouped, Hosted, Reduce, Send
 from moesim.world.attention import Gqa, Mla, Unmodelled, Window
 from moesim.world.hardware import network
 
@@ -44,6 +44,7 @@ COLD = with_fits(H200, {"gemm": fit("gemm", cache=0.0)})
 GROWING = {
     Gemm: ("m",),
     Grouped: ("rows",),
+    Hosted: ("rows",),
     Attend: ("tokens", "pairs", "keys"),
     Elementwise: ("traffic",),
     Copy: ("size",),
@@ -157,7 +158,7 @@ def _faster(base, factor, names=RATES):
     for form in PARAMETERS:
         if form in ("all_to_all", "reduce", "send", "copy"):
             continue
-        prior = fit_of(base.device, form)
+        prior = host_prior(base) if form == "hosted" else fit_of(base.device, form)
         params = {"throttle": 0.0} if "throttle" in prior.params else {}
         params |= {name: prior.params[name] * factor for name in names if name in prior.params}
         params |= {name: prior.params[name] / factor for name in CONSTANTS if name in prior.params}
@@ -365,11 +366,12 @@ def test_an_all_reduce_of_64_mb_has_a_plausible_bus_bandwidth():
 @pytest.mark.parametrize("name", NODES)
 def test_every_form_has_a_prior_on_every_machine(name):
     base = node(name)
-    kernels = [fit_of(base.device, form) for form in PARAMETERS if form not in ("all_to_all", "reduce", "send", "copy")]
+    others = ("all_to_all", "reduce", "send", "copy", "hosted")
+    kernels = [fit_of(base.device, form) for form in PARAMETERS if form not in others]
     transfers = [
         fit_of_tier(base.device, form, t) for form in ("all_to_all", "reduce", "send") for t in network(base, ())
     ]
-    for prior in (*kernels, *transfers):
+    for prior in (*kernels, *transfers, host_prior(base)):
         assert prior.source.kind == "derived"
         assert prior.shared > 0
         assert prior.point > 0

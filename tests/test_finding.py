@@ -47,6 +47,7 @@ import numpy as np
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Half:
     tier: ClassVar[str] = "host"
+    hosted: ClassVar[int] = 0
 
     def resident_of(self, slots):
         return -(-slots // 2)

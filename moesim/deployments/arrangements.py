@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from moesim.ground.streams import stream
+from moesim.passes.buffering import buffered, popular
 from moesim.passes.exchanges import Routed, Sized
 from moesim.passes.lowering import arrange, distinct_blocks, sampled_layers
 from moesim.passes.presence import mixture_kinds
@@ -55,12 +56,20 @@ class Arrangements:
             return self.held
         whole = max(1, round(tokens))
         buffering = pool.policy("buffering")
-        sized_for = whole if pool.policy("gating").settings or buffering.settings else 0
+        sized_for = whole if pool.policy("gating").settings or buffered(pool) else 0
         key = (self._place(pool), pool.policy("gating"), buffering, pool.policy("shortcut"), sized_for)
         if key not in self._layouts:
             layout = arrange(self.scenario, pool, tokens=whole, seed=self.seed)
-            self._layouts[key] = layout if self.placed is None else replace(layout, expert_of_slot=self.placed)
+            self._layouts[key] = layout if self.placed is None else self._moved(pool, layout, self.placed)
         return self._layouts[key]
+
+    def _moved(self, pool: Pool, layout: Layout, placed: Int[np.ndarray, "layer slot"]) -> Layout:
+        """Let experts live elsewhere; where the host computes some, the popular ones are on the gpu all the same."""
+        moved = replace(layout, expert_of_slot=placed)
+        if layout.resident.all():
+            return moved
+        node = self.scenario.hardware.offer(pool.node).node
+        return replace(moved, resident=popular(self.scenario.routing, pool, moved, node))
 
     def at(self, step: int) -> Arrangements:
         """Draw the routing of another step."""

@@ -61,7 +61,8 @@ class Mixture:
     `rows` are padded to the most slots that any plan's ranks have; `sizes`, `dispatch` and `combine` are phases;
     `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask. `active` is
     given where rows are means over draws: the mean number of slots with rows on a rank. Experts multiply the
-    rows of each of `sources` by themselves; 1: all together.
+    rows of each of `sources` by themselves; 1: all together. `away` is 1 where a slot's expert is kept off
+    the gpu for good; None: nowhere.
     """
 
     rows: Int[np.ndarray, "slot plan draw rank"]
@@ -72,6 +73,7 @@ class Mixture:
     mask: Sizes
     active: Sizes | None = None
     sources: int = 1
+    away: Int[np.ndarray, "slot plan draw rank"] | None = None
 
 
 Sized = dict[Hashable, Mixture]
@@ -137,6 +139,7 @@ def _parted(whole: Mixture, plans: int) -> tuple[Mixture, ...]:
 
     sizes, dispatch, combine = (phases(joined) for joined in (whole.sizes, whole.dispatch, whole.combine))
     rows, packed, mask = (parts(size) for size in (whole.rows, whole.packed, whole.mask))
+    away = [None] * plans if whole.away is None else parts(whole.away)
     return tuple(
         Mixture(
             rows=rows[plan],
@@ -146,6 +149,7 @@ def _parted(whole: Mixture, plans: int) -> tuple[Mixture, ...]:
             packed=packed[plan],
             mask=mask[plan],
             sources=whole.sources,
+            away=away[plan],
         )
         for plan in range(plans)
     )
@@ -196,7 +200,11 @@ def _plan_mixture(
     expert_of_slot = layout.expert_of_slot[layers]
     totals = slot_totals(per_block.sum(axis=2) * (p.ep * p.etp if routed.alike else 1), expert_of_slot)
     rows = rows_per_rank(totals, layout.slots_per_rank, p.etp)
-    chosen = classes(rows) if folded else np.tile(np.arange(p.ranks), (len(layers), 1))
+    away = (
+        None if layout.resident.all() else rows_per_rank(_absent(layout, layers, blocks), layout.slots_per_rank, p.etp)
+    )
+    heavy = rows if away is None else rows * away  # the host is the slower of the two: its heaviest rank decides
+    chosen = classes(heavy) if folded else np.tile(np.arange(p.ranks), (len(layers), 1))
     policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))
     sizes, dispatch, combine = (
         tuple(_kept(phase, chosen) for phase in phases)
@@ -213,7 +221,14 @@ def _plan_mixture(
         packed=fold(np.asarray(packed, float), chosen)[None],
         mask=fold(np.asarray(gated.mask, float), chosen)[None],
         sources=p.ep * p.etp if gated.apart else 1,
+        away=None if away is None else fold(away, chosen)[:, None],
     )
+
+
+def _absent(layout: Layout, layers: Int[np.ndarray, "draw"], blocks: int) -> Int[np.ndarray, "slot draw block"]:
+    """Mark the slots of each draw's layer whose experts are not on the gpu, in every expert block alike."""
+    absent = 1 - layout.resident[layers].T.astype(np.int64)
+    return np.repeat(absent[:, :, None], blocks, axis=2)
 
 
 def _gate(
@@ -351,6 +366,7 @@ def _stacked(parts: Sequence[Mixture]) -> Mixture:
     """Stack plans along the plan axis; ranks with fewer slots are padded with empty ones."""
     return Mixture(
         rows=_padded([part.rows for part in parts]),
+        away=_padded([part.away for part in parts if part.away is not None]) if parts[0].away is not None else None,
         sources=parts[0].sources,
         sizes=_stacked_phases([part.sizes for part in parts]),
         dispatch=_stacked_phases([part.dispatch for part in parts]),

@@ -13,7 +13,7 @@ from moesim.passes.exchanges import Mixture, Topology, block_phases, element
 from moesim.passes.table import PoolTable
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Phase, Placement
+from moesim.policies.protocols import AllToAllPolicy, Buffering, Phase, Placement
 from moesim.schedules.ops import AllToAll, Elementwise, Exchange
 from moesim.world.model import Moe
 
@@ -62,9 +62,13 @@ class Expected:
         )
 
     def _exact(self) -> bool:
-        """Whether gating computes the rows that are drawn; where it drops or pads, nothing is claimed about them."""
-        gating: str = self.table.variants[self.table.variant[0]].policy("gating").name
-        return gating == "dynamic"
+        """Whether the gpus compute the rows that are drawn.
+
+        Where gating drops or pads, or the host computes some, nothing is claimed about them.
+        """
+        first = self.table.variants[self.table.variant[0]]
+        buffering: Buffering = make("buffering", first.policy("buffering"))
+        return bool(first.policy("gating").name == "dynamic" and not buffering.hosted)
 
     def _policy(self, pool: Pool) -> AllToAllPolicy:
         policy: AllToAllPolicy = make("alltoall", pool.policy("alltoall"))

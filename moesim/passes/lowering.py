@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from moesim.ground.streams import stream
 from moesim.passes.attention import ACTIVATION, NORM_PASSES, Work, add_attention, join_group, work
 from moesim.passes.backward import with_backward
-from moesim.passes.buffering import buffered, missing_share
+from moesim.passes.buffering import buffered, missing_share, popular
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Column, Columns, Sizes, as_column, column, columns, group_tiers, stage_layers
 from moesim.passes.exchanges import Mixture, Routed, Sized, Topology, mixture
@@ -30,7 +30,7 @@ from moesim.passes.table import PoolTable, batching_of, table_of
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Gating, Overlap, Placement, Shortcut
+from moesim.policies.protocols import AllToAllPolicy, Buffering, Gating, Overlap, Placement, Shortcut
 from moesim.schedules.ops import Elementwise, Gemm, Send
 from moesim.schedules.schedule import Schedule, relayered, series
 from moesim.world.hardware import Node, Tier, reach
@@ -71,6 +71,9 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     )
     if not buffered(pool):
         return layout
+    buffering: Buffering = make("buffering", pool.policy("buffering"))
+    if buffering.hosted:
+        return replace(layout, resident=popular(scenario.routing, pool, layout, node))
     return replace(layout, missing=missing_share(scenario.routing, pool, layout, tokens, seed))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from moesim.passes.attention import ACTIVATION, NORM_PASSES, join_group
-from moesim.passes.buffering import add_fetches, buffered
+from moesim.passes.buffering import add_fetches, add_hosted, buffered, rows_on_host
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes, column
 from moesim.passes.exchanges import Mixture
@@ -50,8 +50,11 @@ def add_mixture(
     _add_phases(chain, "sizes", sized.sizes)
     fetched = add_fetches(chain, moe, cols, sized, missing) if buffered(cols.first) else ()
     _add_phases(chain, "dispatch", sized.dispatch)
+    away = rows_on_host(cols.first, sized)
+    hosted = () if away is None else (add_hosted(chain, moe, cols, away),)
     chain.tail = (*chain.tail, *fetched)
-    _add_experts(chain, moe, cols, sized)
+    _add_experts(chain, moe, cols, sized if away is None else replace(sized, rows=sized.rows - away))
+    chain.tail = (*chain.tail, *hosted)
     _add_phases(chain, "combine", sized.combine)
     _add_unpack(chain, moe, cols, sized, tokens)
     if latent:

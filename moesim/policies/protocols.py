@@ -281,6 +281,14 @@ class Buffering(Protocol):
         """Where experts that are not on the gpu live: ``host`` or ``disk``."""
         ...
 
+    @property
+    def hosted(self) -> int:
+        """Rows up to which an expert that is not on the gpu is computed by the host instead of fetched; 0: none is.
+
+        Above 0, what is on the gpu is never replaced: an expert with more rows is copied in for one pass.
+        """
+        ...
+
     def resident_of(self, slots: int) -> int:
         """Return how many of `slots` expert slots per rank are on the gpu.
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from moesim.schedules.schedule import Schedule, Task
 
-ROUTED = ("gate", "sizes", "pack", "dispatch", "prefetch", "fetch", "experts", "combine", "unpack")
-"""Names of the tasks of a routed stream."""
+EARLY = ("gate", "sizes", "pack", "dispatch", "prefetch", "fetch", "rows_out", "host_experts", "rows_in")
 LAST = ("experts", "combine", "unpack")
-"""Those that wait for the dispatch: the others are issued as early as may be."""
+"""Those that compute once rows have arrived, and what follows: the others are issued as early as may be."""
+ROUTED = EARLY + LAST
+"""Names of the tasks of a routed stream."""
 OPERATORS = ("attention", "mlp", "shared")
 """Names of the backbone's operators; norms go with the operator after them, collectives with the one before."""
 

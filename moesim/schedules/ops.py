@@ -79,6 +79,22 @@ class Grouped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Hosted:
+    """Experts computed where their weights lie, in the host's memory, by its CPUs: all products of each in one go.
+
+    `weights` is parameters of an expert. Empty slots cost nothing.
+    """
+
+    rows: Shaped[np.ndarray, "slot ..."]
+    weights: Lead
+    dtype: str
+
+    def split(self, parts: int) -> tuple[Hosted, ...]:
+        """Cut each slot's rows."""
+        return tuple(replace(self, rows=rows) for rows in slot_shares(self.rows, parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Attend:
     """The core of attention on `heads` local heads, projections left out.
 
@@ -223,7 +239,7 @@ class Fixed:
         return tuple(replace(self, duration=duration) for duration in shares(self.duration, parts))
 
 
-Op = Gemm | Grouped | Attend | Elementwise | Copy | Exchange | AllToAll | Reduce | Send | Host | Fixed
+Op = Gemm | Grouped | Hosted | Attend | Elementwise | Copy | Exchange | AllToAll | Reduce | Send | Host | Fixed
 
 
 def fixed(duration: Seconds) -> Fixed:

@@ -84,7 +84,9 @@ class Node:
 
     `power` is what the box draws besides its gpus. `disk` is the capacity of its local drives, `pcie` the generation of
     the links to the host (0: none, as with NVLink-C2C) and `numa` the number of memory domains (sockets), which gpus
-    share evenly; what these mean for time is in the tiers.
+    share evenly; what these mean for time is in the tiers. `host_bandwidth` is that of the host's memory and
+    `host_flop_rate` the dense peak of its CPUs in the format they multiply fastest, of all domains together; 0: not
+    known, so nothing can be computed there.
     """
 
     name: str
@@ -96,6 +98,8 @@ class Node:
     disk: Bytes = 0.0
     pcie: int = 0
     numa: int = 1
+    host_bandwidth: BytesPerSecond = 0.0
+    host_flop_rate: FlopPerSecond = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +136,18 @@ class Hardware:
 
 MEMORY_TIERS = ("host", "disk")
 
+CPU = "cpu"
+"""The link that computing on the host holds: a memory domain's processors and memory, shared by its gpus."""
+
 
 def network(node: Node, fabric: tuple[Tier, ...]) -> tuple[Tier, ...]:
     """List the tiers that carry traffic between gpus, from the innermost outwards."""
     return tuple(tier for tier in node.tiers if tier.name not in MEMORY_TIERS) + fabric
+
+
+def computes(node: Node) -> bool:
+    """Whether a node says what its host can compute."""
+    return node.host_bandwidth > 0 and node.host_flop_rate > 0
 
 
 def memory_tier(node: Node, name: str) -> Tier:

@@ -96,6 +96,8 @@ def _cache(pool: Pool, layout: Layout) -> spec.CacheSpec | None:
     if pool.policy("prefetch").name != "none":
         raise _refusal("prefetch", pool.policy("prefetch"))
     buffering: Buffering = make("buffering", policy)
+    if buffering.hosted:
+        raise _refusal("buffering", policy)
     return spec.CacheSpec(
         resident=buffering.resident_of(layout.slots_per_rank), eviction=policy.name, tier=buffering.tier
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from moesim.ground.errors import PolicyError
 
@@ -20,6 +20,8 @@ class Cache:
     resident : expert slots on the gpu per MoE layer and rank; what else its experts are is copied in when used
     tier : where the other experts live
     """
+
+    hosted: ClassVar[int] = 0
 
     resident: int = 1
     tier: Literal["host", "disk"] = "host"

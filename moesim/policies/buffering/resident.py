@@ -16,6 +16,7 @@ class Resident:
     """Keep all slots."""
 
     tier: ClassVar[str] = "host"
+    hosted: ClassVar[int] = 0
 
     def resident_of(self, slots: int) -> int:
         """Keep them all."""

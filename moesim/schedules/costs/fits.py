@@ -10,8 +10,8 @@ from moesim.ground.errors import MoesimError, nearest
 from moesim.ground.units import Source, weakest
 from moesim.schedules.costs.collectives import ROUNDS
 from moesim.schedules.costs.kernels import Time
-from moesim.schedules.costs.priors import compute_dtype, kernel_prior, tier_prior
-from moesim.world.hardware import Device, Fit, Node, Tier
+from moesim.schedules.costs.priors import compute_dtype, host_prior, kernel_prior, tier_prior
+from moesim.world.hardware import CPU, Device, Fit, Node, Tier, computes
 
 
 def fit_of(device: Device, operation: str, dtype: str = "bf16", kernel: str = "default") -> Fit:
@@ -66,13 +66,15 @@ def _completed(fit: Fit, prior: Fit) -> Fit:
 class Machine:
     """What ops are priced on: a device and the tiers around it, by name; `networked` are those outside the node.
 
-    `known` and `tables` remember what one pricing pass looks up again and again: fits by key, and times of one expert
-    by its whole number of rows, keyed by storage format, n and k.
+    `cpu` is the fit of experts computed on the host, where that is possible. `known` and `tables` remember what one
+    pricing pass looks up again and again: fits by key, and times of one expert by its whole number of rows, keyed by
+    storage format, n and k.
     """
 
     device: Device
     tiers: Mapping[str, Tier]
     networked: frozenset[str] = frozenset()
+    cpu: Fit | None = None
     known: dict[tuple[str, ...], Fit] = field(default_factory=dict)
     tables: dict[tuple[str, float, float], Time] = field(default_factory=dict)
 
@@ -108,6 +110,12 @@ class Machine:
 
 
 def machine_of(node: Node, fabric: tuple[Tier, ...]) -> Machine:
-    """Gather a node's device, its tiers and the fabric's."""
-    tiers = MappingProxyType({tier.name: tier for tier in (*node.tiers, *fabric)})
-    return Machine(device=node.device, tiers=tiers, networked=frozenset(tier.name for tier in fabric))
+    """Gather a node's device, its tiers and the fabric's, and its CPUs where the node says what they are."""
+    tiers = {tier.name: tier for tier in (*node.tiers, *fabric)}
+    cpu = None
+    if computes(node):
+        cpu = _found(node.device.fits, ("hosted",), host_prior(node))
+        sharers = max(1, node.gpus // node.numa)
+        tiers[CPU] = Tier(name=CPU, ranks=1, bandwidth=cpu.params["bandwidth"], latency=0.0, sharers=sharers)
+    networked = frozenset(tier.name for tier in fabric)
+    return Machine(device=node.device, tiers=MappingProxyType(tiers), networked=networked, cpu=cpu)

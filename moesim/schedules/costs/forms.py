@@ -25,6 +25,7 @@ from moesim.schedules.costs.collectives import (
 )
 from moesim.schedules.costs.copies import copy, copy_loads, crossed
 from moesim.schedules.costs.fits import Machine
+from moesim.schedules.costs.hosted import hosted, hosted_loads
 from moesim.schedules.costs.kernels import (
     Size,
     Time,
@@ -46,12 +47,13 @@ from moesim.schedules.ops import (
     Gemm,
     Grouped,
     Host,
+    Hosted,
     Op,
     Reduce,
     Send,
 )
 from moesim.world.formats import bytes_of
-from moesim.world.hardware import MEMORY_TIERS, Fit, Tier
+from moesim.world.hardware import CPU, MEMORY_TIERS, Fit, Tier
 
 Demand = Mapping[str, Size]
 NOTHING: Demand = MappingProxyType({})
@@ -178,6 +180,29 @@ def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
     return grouped_loads(total, active, op.n, op.k, stored=stored, operand=_operand(op, machine), params=params)
 
 
+def _cpu(machine: Machine) -> Fit:
+    machine.tier(CPU)  # tells what is missing where the node's CPUs are not known
+    assert machine.cpu is not None
+    return machine.cpu
+
+
+def _price_hosted(op: Hosted, machine: Machine) -> tuple[Time, Demand]:
+    """Price experts on the host.
+
+    Alone a rank has its whole memory domain, and keeps it busy: what it holds of the link is its time at the link's
+    full rate, so that ranks at work together share the CPUs.
+    """
+    params = _cpu(machine).params
+    total, active = op.rows.sum(axis=0), np.count_nonzero(op.rows, axis=0)
+    time = hosted(total, active, op.weights, stored=bytes_of(op.dtype), params=params)
+    return time, {CPU: time * params["bandwidth"]}
+
+
+def _load_hosted(op: Hosted, machine: Machine) -> tuple[Time, ...]:
+    total, active = op.rows.sum(axis=0), np.count_nonzero(op.rows, axis=0)
+    return hosted_loads(total, active, op.weights, stored=bytes_of(op.dtype), params=_cpu(machine).params)
+
+
 def _attention_fit(op: Attend, machine: Machine) -> Fit:
     return machine.kernel(f"attention_{op.phase}", op.dtype, type(op.kind).__name__.lower())
 
@@ -297,6 +322,8 @@ def _load_send(op: Send, machine: Machine) -> tuple[Time, ...]:
 
 def capacity(tier: Tier, machine: Machine) -> float:
     """Bytes per second of a link: the most that any one transfer on it reaches alone."""
+    if tier.name == CPU:
+        return tier.bandwidth
     if tier.name in MEMORY_TIERS:
         return machine.transfer("copy", tier.name).params["efficiency"] * tier.bandwidth
     reached = max(machine.transfer(operation, tier.name).params["efficiency"] for operation in ("all_to_all", "send"))
@@ -321,6 +348,14 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
             fits=_product_fits,
             price=_price_grouped,
             loads=_load_grouped,
+        ),
+        Hosted: Form(
+            sizes=("rows", "weights"),
+            inner=("rows",),
+            alike=lambda op: op.dtype,
+            fits=lambda op, machine: {"hosted": _cpu(machine)},
+            price=_price_hosted,
+            loads=_load_hosted,
         ),
         Attend: Form(
             sizes=("heads", "tokens", "prompts", "pairs", "keys"),

@@ -14,7 +14,7 @@ from moesim.ground.errors import MoesimError
 from moesim.ground.units import Source
 from moesim.schedules.costs.collectives import PROTOCOLS
 from moesim.world.formats import COMPUTE_OF
-from moesim.world.hardware import Device, Fit, Tier
+from moesim.world.hardware import Device, Fit, Node, Tier
 
 # Share of the datasheet's peak that the best shapes reach. Section 1: bf16 264/312 on A100, 861/989 on H100, 860/989 on
 # H200, 1771/2250 on B200; fp8 1578/1979, 1646/1979, 3290/4500. fp32 and int8 as their neighbors; fp4 assumed.
@@ -38,6 +38,11 @@ LATENT_TILE = 50.0  # section 3: heads are padded to about 45-60 in latent-atten
 HALF_WIDTH = 32.0  # assumed: 128-wide heads reach 680 of 989 TFLOP/s (FlashAttention-3, arXiv 2407.08608: up to 740)
 DIAGONAL = 64.0  # keys of a 128-wide diagonal tile that a query does not see, in the mean
 HOST_CALL = 10e-6  # a size read back and waited for; assumed
+CPU_PEAK = 0.29  # KTransformers (SOSP 2025): 21.3 TFLOP/s of a Xeon 8452Y, whose 36 cores reach 73.7 at 2 GHz with AMX
+CPU_MEMORY = (
+    0.72  # STREAM on a socket of a DGX A100: 148 of 204.8 GB/s (gist.github.com/v0dro/0559e1d9b205ca9ac0ad1a29fe10377b)
+)
+CPU_ERROR = 0.50  # assumed: kernels of CPUs differ more than those of gpus
 
 # Operations of one pass over the datasheet: launches, and how wrong. Section 6, spec-only errors across an
 # architecture (H100 to B200): the mean error is 0.8 sd, shared out evenly over all shapes and each shape.
@@ -70,6 +75,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "latency",
             "copy",
         ),
+        "hosted": ("call", "peak", "bandwidth"),
         "send": ("launch", "latency", "efficiency"),
         "copy": ("latency", "efficiency"),
     }
@@ -189,6 +195,21 @@ def tier_prior(operation: str, tier: Tier) -> Fit:
     }
     # Section 6: NCCL 26.9 %; copies assumed.
     return _derived(operation, params, 0.15 if copying else 0.24, tier.name)
+
+
+def host_prior(node: Node) -> Fit:
+    """Derive the fit of experts computed on the host, by one of its memory domains, from the node's sheet.
+
+    Returns
+    -------
+    a fit of source kind ``derived`` with an empty box
+    """
+    params = {
+        "call": HOST_CALL,
+        "peak": CPU_PEAK * node.host_flop_rate / node.numa,
+        "bandwidth": CPU_MEMORY * node.host_bandwidth / node.numa,
+    }
+    return _derived("hosted", params, CPU_ERROR, node.name)
 
 
 def _family(tier: Tier) -> str:
