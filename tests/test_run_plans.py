@@ -12,10 +12,11 @@ from moesim.validate.layers.spec import from_json
 from moesim.validate.run.batches import choices, counts_of, tokens_of, used
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, read_bundle, write_bundle
 from moesim.validate.run.choosing import named, pairs_of, picks, rivals, spread
+from moesim.validate.run.course import Rebuild, walked
 from moesim.validate.run.figure import figure
 from moesim.validate.run.machine import CABLE, on_machine
 from moesim.validate.run.page import page
-from moesim.validate.run.planning import Asked, plan, write
+from moesim.validate.run.planning import Asked, Planned, plan, write
 from moesim.validate.run.predicting import forecast, without
 from moesim.validate.run.results import Measured, read_results
 from moesim.validate.run.scores import compare, scored, summary
@@ -177,6 +178,60 @@ def test_what_no_layer_carries_out_is_left_out_and_named(scenario):
     scenario.write_text(scenario.read_text() + "  alltoall: [linear, deduplicated]\n")
     made = plan(load_study(scenario), asked(most=20))
     assert any("deduplicated" in why for why in made.left_out.values())
+
+
+# ---- courses -----------------------------------------------------------------------------------
+
+
+def padded(scenario: Path, *adaptation: Policy) -> Pool:
+    policies = {"gating": Policy(name="static", settings={"factor": 4.0, "sparse": True})}
+    parallel = Parallel(dp=2, ep=2)
+    return Pool(role="all", node="generic/cpu", replicas=1, parallel=parallel, policies=policies, adaptation=adaptation)
+
+
+def test_a_course_costs_its_steps_under_the_capacities_in_force_and_its_recompiles(scenario):
+    """All tokens on two experts for two steps, then even: with all its memory the score cuts the capacity to 1.5."""
+    world = on_machine(load_study(scenario).scenario, "generic/cpu", TWO)
+    tokens = np.arange(2 * 512 * 2).reshape(2, 512, 2)
+    course = np.stack([tokens % 2] * 2 + [tokens % 8] * 8)
+    dynamoe = Policy(name="dynamoe", settings={"memory": 1.0, "threshold": 0.6, "room": 1.5})
+    price = Rebuild(seconds=3.0)
+    kept, changed = (walked(world, padded(scenario, each), course, price, seed=0) for each in (NONE, dynamoe))
+    assert kept.forecast.predicted.seconds == pytest.approx(kept.aside.seconds)
+    assert changed.forecast.predicted.seconds - changed.aside.seconds == pytest.approx(1 * 3.0 / 10)
+    assert changed.forecast.predicted.parts["compile"] == pytest.approx(0.3)
+    small = Policy(name="static", settings={"factor": 1.5, "sparse": True})
+    cut = walked(world, replace(padded(scenario, NONE), policies={"gating": small}), course, price, seed=0)
+    assert changed.aside.seconds == pytest.approx(0.3 * kept.aside.seconds + 0.7 * cut.aside.seconds)
+    assert changed.aside.low <= changed.aside.seconds <= changed.aside.high
+
+
+NONE = Policy(name="none")
+
+
+def test_a_space_with_reacting_policies_is_run_over_a_course_and_only_there(scenario):
+    text = scenario.read_text().replace("[dynamic, {name: static, factor: 2.0}]", "{name: static, factor: 4.0}")
+    text = text.replace("{preset: balanced}", "{preset: balanced, cv: {start: 1.2, end: 0.2, half_life: 5 steps}}")
+    scenario.write_text(text + "  adaptation: [none, {name: dynamoe, memory: 1.0}]\n")
+    study = load_study(scenario)
+    made = plan(study, asked(course=6, most=8))
+    assert made.bundle.course
+    assert made.bundle.choices["t32"].shape[0] == 6
+    (pair,) = [p for p in made.bundle.pairs if p.axis == "adaptation" and p.first == made.bundle.pick]
+    steps = {trial.name: trial for trial in made.bundle.trials if trial.aside}
+    assert any({other.first, other.second} <= set(steps) for other in made.bundle.pairs)
+    assert all(steps[f"{name}, stalls aside"].aside == name for name in (pair.first, pair.second))
+    specs = [from_json(trial.spec) for trial in made.bundle.trials]
+    assert all(spec.compiled for spec in specs)
+    assert {reaction.name for spec in specs for reaction in spec.reactions} == {"dynamoe"}
+    assert read_bundle(written_to(scenario.parent / "course", made)).course
+    refused = plan(study, asked(most=8))
+    assert any("give --course" in why for why in refused.left_out.values())
+
+
+def written_to(folder: Path, made: Planned) -> Path:
+    write(folder, made, "generic/cpu")
+    return folder
 
 
 # ---- scoring, by hand --------------------------------------------------------------------------

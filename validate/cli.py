@@ -140,6 +140,7 @@ def run(
     nodes: int = 1,
     link: str = "",
     batch: int = 0,
+    course: int = 0,
     set: tuple[str, ...] = (),  # noqa: A002  # the option's name
     profile: str = "",
     out: Path = Path("measured"),
@@ -162,6 +163,8 @@ def run(
         Processes, the network namespaces they are spread over (1 or 2), and the rate between these, such as '100 MB/s'.
     batch
         Sequences of a step on each rank, in place of the space's.
+    course
+        Steps that plans are run for in order, while policies react to a routing that changes; 0: draws by themselves.
     set
         Changes of the scenario by dotted path: routing.cv=1.5.
     profile
@@ -185,7 +188,16 @@ def run(
     from .run.suite import Run, changes_of, runs_of
 
     rate = parse(link, "B/s") if link else 0.0
-    like = Run(scenario=scenario.name, ranks=ranks, nodes=nodes, link=rate, batch=batch, changes=changes_of(set))
+    like = Run(
+        scenario=scenario.name,
+        ranks=ranks,
+        nodes=nodes,
+        link=rate,
+        batch=batch,
+        course=course,
+        rounds=rounds,
+        changes=changes_of(set),
+    )
     code = MET
     for file, name, one in runs_of(scenario, like):
         asked = Asked(
@@ -193,9 +205,10 @@ def run(
             profile=profile or "generic/cpu",
             pools=pools_in(plans, file),
             most=most,
-            rounds=rounds,
+            rounds=one.rounds,
             changes=one.changes,
             batch=one.batch,
+            course=one.course,
             seed=seed,
         )
         try:

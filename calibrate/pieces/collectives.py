@@ -7,7 +7,7 @@ that runs the other way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -182,7 +182,7 @@ def all_gather(part: Tensor, ranks: int, group: Group = None) -> Tensor:
         gathered: Tensor = _Gather.apply(part, ranks, group)
         return gathered
     out = part.new_empty(ranks * part.shape[0], *part.shape[1:])
-    dist.all_gather_into_tensor(out, part, group=group)
+    _newest("all_gather_single", "all_gather_into_tensor")(out, part, group=group)
     return out
 
 
@@ -200,8 +200,14 @@ class _Gather(torch.autograd.Function):  # type: ignore[misc]  # torch's types a
 def reduce_scatter(buffer: Tensor, ranks: int, group: Group = None) -> Tensor:
     """Sum a buffer over ranks and keep this rank's part of it."""
     out = buffer.new_empty(buffer.shape[0] // ranks, *buffer.shape[1:])
-    dist.reduce_scatter_tensor(out, buffer, group=group)
+    _newest("reduce_scatter_single", "reduce_scatter_tensor")(out, buffer, group=group)
     return out
+
+
+def _newest(name: str, before: str) -> Callable[..., Any]:
+    """Return a collective by the name that torch 2.13 gave it, or by the one it had before."""
+    found: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, before)
+    return found
 
 
 def send_on(buffer: Tensor, rank: int) -> Tensor:

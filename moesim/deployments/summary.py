@@ -156,12 +156,9 @@ def pool_metrics(scenario: Scenario, table: PoolTable, estimates: Estimates) -> 
     prompts = point.chunk * point.carrying * point.carriers
     work = pass_work(scenario.model, prompts, point.tokens * table.members, training=training)
     peak = table.each(lambda like: expert_peak(scenario, like))
-    metrics = {
-        "rate": per_step * table["dp"] / step,
-        "step": step,
-        "mfu": work * table["dp"] * table["pp"] / (step * peak * table.gpus),
-        "memory_headroom": estimates.memory.headroom,
-    }
+    with np.errstate(divide="ignore"):  # a bound of nothing on the step is none on the rate
+        rate, mfu = per_step * table["dp"] / step, work * table["dp"] * table["pp"] / (step * peak * table.gpus)
+    metrics = {"rate": rate, "step": step, "mfu": mfu, "memory_headroom": estimates.memory.headroom}
     if not training:
         metrics["tpot"] = np.where(prefilling, np.nan, step / np.where(prefilling, 1.0, point.emitted))
         metrics["ttft"] = step / 2 + estimates.carrying * point.prefills

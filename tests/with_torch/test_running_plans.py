@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_turns import HUNG, KILLED, LOST, NO_MEMORY
-from moesim.validate.layers.spec import LayerSpec
+from moesim.validate.layers.spec import LayerSpec, Reaction
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, write_bundle
 from moesim.validate.run.execute import execute
 from moesim.validate.run.links import available
@@ -45,10 +45,14 @@ space: {pools: all, parallel.ep: 2, max_batch: 256, gating: [dynamic, {name: sta
 """
 
 
-def bundle(folder: Path, specs: dict[str, LayerSpec], setting: Setting = TWO, rounds: int = 4) -> Path:
+def bundle(
+    folder: Path, specs: dict[str, LayerSpec], setting: Setting = TWO, rounds: int = 4, *, course: bool = False
+) -> Path:
     """Write a bundle of layers, the first one repeated; all are told to take a millisecond."""
     first = next(iter(specs))
     trials = [Trial(name=name, spec=spec.json(), choices="t", plan={}) for name, spec in specs.items()]
+    if course:
+        trials += [replace(trial, name=f"{trial.name}, stalls aside", aside=trial.name) for trial in trials]
     trials.append(replace(trials[0], name="again"))
     made = Bundle(
         scenario="tiny",
@@ -58,6 +62,7 @@ def bundle(folder: Path, specs: dict[str, LayerSpec], setting: Setting = TWO, ro
         pick=first,
         repeated="again",
         rounds=rounds,
+        course=course,
         choices={"t": np.argsort(np.random.default_rng(0).random((2, setting.ranks, 32, 4)), axis=-1)[..., :2]},
     )
     told = {name: Predicted(seconds=1e-3, low=1e-3, high=1e-3, parts={}) for name in specs}
@@ -82,6 +87,19 @@ def test_the_whole_loop_orders_a_pair_that_differs_much(tmp_path):
     assert summary([compared]).ordered_right == 1.0
     with pytest.raises(InputError, match="was measured already"):
         execute(tmp_path / "out" / "tiny")
+
+
+def test_a_course_is_walked_from_its_start_in_every_round_and_its_stalls_are_told_apart(tmp_path):
+    """The capacity is cut before the second step; nothing is compiled here, so it stands still for nothing."""
+    settings = {"memory": 1.0, "threshold": 0.6, "room": 1.2}
+    spec = replace(TINY, gating="sparse", factor=4.0)
+    reacting = replace(spec, reactions=(Reaction(name="dynamoe", settings=settings),))
+    folder = bundle(tmp_path / "course", {"padded": spec, "altered": reacting}, rounds=2, course=True)
+    assert execute(folder) == {}
+    trials = read_results(folder).trials
+    assert all(len(trials[name].rounds) == 2 for name in ("padded", "altered", "again"))
+    assert trials["altered"].rounds == trials["altered, stalls aside"].rounds
+    assert compare(folder).failed == {}
 
 
 def test_what_goes_wrong_is_named_and_all_else_is_measured(tmp_path, monkeypatch):

@@ -36,12 +36,14 @@ class Trial:
     spec : the layer, as `layers.spec.LayerSpec.json` gives it
     choices : name of the routing it is run with
     plan : what was chosen, by axis, for people
+    aside : the trial whose steps these are, less what it stood still for; such a one is not run by itself. "": it is
     """
 
     name: str
     spec: Mapping[str, Any]
     choices: str
     plan: Mapping[str, str] = field(default_factory=dict)
+    aside: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class Bundle:
     pick : the trial that the search put first
     repeated : the trial that is run twice in every round: how far its runs lie apart is the noise floor
     rounds : times that all trials are run by turns
+    course : whether draws are the steps of a course, run in order from a layer as it was built, which policies change
     """
 
     scenario: str
@@ -92,6 +95,7 @@ class Bundle:
     pick: str
     repeated: str
     rounds: int = 12
+    course: bool = False
     choices: Mapping[str, Choices] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
 
@@ -172,6 +176,7 @@ def read_bundle(folder: Path) -> Bundle:
             pick=tree["pick"],
             repeated=tree["repeated"],
             rounds=tree["rounds"],
+            course=tree.get("course", False),
             choices=MappingProxyType(choices),
         )
     except (KeyError, TypeError, OSError, ValueError) as fault:

@@ -77,6 +77,8 @@ def _other(best: Pool, axis: str, values: Sequence[Any], ranks: int) -> list[tup
     for value in values:
         if axis == "parallel.ep" and ranks % value == 0:
             found.append(spread(best, value, ranks))
+        elif axis == "adaptation":
+            found.append(replace(best, adaptation=value))
         elif isinstance(value, Policy) and axis in DEFAULT_POLICIES:
             found += [replace(best, policies={**best.policies, axis: one}) for one in _ways(value)]
     return [(axis, pool) for pool in found if axes_of(pool) != axes_of(best)]
@@ -103,7 +105,8 @@ def axes_of(pool: Pool) -> Mapping[str, str]:
     ('2', 'dynamic')
     """
     policies = {kind: shown(pool.policy(kind)) for kind in DEFAULT_POLICIES if kind != "batching"}
-    return {"parallel.ep": str(pool.parallel.ep), **policies}
+    reacting = " and ".join(map(shown, pool.adaptation)) or "none"
+    return {"parallel.ep": str(pool.parallel.ep), **policies, "adaptation": reacting}
 
 
 def shown(policy: Policy) -> str:

@@ -19,10 +19,18 @@ from moesim.policies.protocols import Buffering
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
+from .specs import compiled
+
 AWAY = (0.35, 0.7, 1.4, 2.8)
 """Tokens of the layers that are measured, over those of the plans that are compared; none has as many as these."""
 ROUNDS, DRAWS = 4, 2
 """How often each is run, with how many batches."""
+
+
+FACTORS = (1.5, 2.25)
+"""Capacities that a layer is compiled anew for, over the even one."""
+RECOMPILE = "recompile"
+"""Kind of the layers that tell what this takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +52,15 @@ def kind_of(pool: Pool) -> str:
     ('dynamic', 'sparse')
     """
     gating = pool.policy("gating")
-    return "sparse" if gating.settings.get("sparse") else gating.name
+    kind = "sparse" if gating.settings.get("sparse") else gating.name
+    return f"{kind} compiled" if compiled(pool) else kind
 
 
 def gauges(scenario: Scenario, space: Space, ranks: int) -> list[Gauge]:
     """List the layers to be measured for a space: for each kind of gating several numbers of tokens, and the rest once.
 
-    A two-phase exchange and a cold tier are measured where the space has one, in the middle of the range.
+    A two-phase exchange and a cold tier are measured where the space has one, in the middle of the range; so is
+    compiling a layer anew for another capacity.
     """
     found = [
         Gauge(name=f"{kind} x{share:g}", kind=kind, pool=_sized(pool, scenario, space, share))
@@ -70,7 +80,22 @@ def gauges(scenario: Scenario, space: Space, ranks: int) -> list[Gauge]:
     if (cache := _small_cache(space, scenario, ranks)) is not None:
         pool = _sized(replace(first, policies={**first.policies, "buffering": cache}), scenario, space, AWAY[1])
         found.append(Gauge(name="cold tier", kind="cache", pool=pool))
-    return found
+    return found + [
+        Gauge(
+            name=f"{kind} again f={factor:g}",
+            kind=RECOMPILE,
+            pool=_sized(_of_factor(pool, factor), scenario, space, AWAY[1]),
+        )
+        for kind, pool in _kinds(space, ranks).items()
+        if compiled(pool)
+        for factor in FACTORS
+    ]
+
+
+def _of_factor(pool: Pool, factor: float) -> Pool:
+    gating = pool.policy("gating")
+    settings = MappingProxyType({**gating.settings, "factor": factor})
+    return replace(pool, policies={**pool.policies, "gating": replace(gating, settings=settings)})
 
 
 def _kinds(space: Space, ranks: int) -> Mapping[str, Pool]:
@@ -79,7 +104,14 @@ def _kinds(space: Space, ranks: int) -> Mapping[str, Pool]:
     policies = dict(DEFAULT_POLICIES)
     if shortcuts - {"none", "fewer"}:
         policies["shortcut"] = Policy(name="shared")  # the mixture that all of them make, with nothing reordered
-    plain = Pool(role="all", node="", replicas=1, parallel=Parallel(dp=ranks, ep=ranks), policies=policies)
+    plain = Pool(
+        role="all",
+        node="",
+        replicas=1,
+        parallel=Parallel(dp=ranks, ep=ranks),
+        policies=policies,
+        adaptation=(Policy(name="none"),) if "adaptation" in space.axes else (),
+    )
     pools: dict[str, Pool] = {}
     for policy in space.axes.get("gating", (DEFAULT_POLICIES["gating"],)):
         assert isinstance(policy, Policy)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from moesim.ground.errors import MoesimError
+from moesim.plans.plan import Pool
 from moesim.schedules.ops import Copy
 from moesim.world.hardware import Hardware, Node, Tier
 from moesim.world.scenario import Scenario
 
 from .bundle import Bundle, Choices, Setting, Trial, write_bundle
-from .gauging import ROUNDS, Gauge
+from .course import Rebuild
+from .gauging import RECOMPILE, ROUNDS, Gauge
 from .results import Results, read_results
 from .tuning import LEVELS, Part, Point, cold, fitted, told, tuned
 
@@ -28,9 +32,11 @@ class Machines:
     Attributes
     ----------
     nodes : by kind; none: the profile's node serves all
+    rebuild : compiling a layer anew; None: what the framework's file says
     """
 
     nodes: Mapping[str, Node]
+    rebuild: Rebuild | None = None
 
     def scenario(self, scenario: Scenario, kind: str) -> Scenario:
         """Put the node of a kind into a scenario; where it was not measured, that of the first kind."""
@@ -38,11 +44,20 @@ class Machines:
             return scenario
         node = self.nodes.get(kind) or next(iter(self.nodes.values()))
         offer = replace(scenario.hardware.offers[0], node=node)
-        return replace(scenario, hardware=Hardware(offers=(offer,), fabric=scenario.hardware.fabric))
+        frameworks = dict(scenario.frameworks)
+        if self.rebuild is not None:
+            frameworks = {name: replace(each, recompile=self.rebuild.seconds) for name, each in frameworks.items()}
+        hardware = Hardware(offers=(offer,), fabric=scenario.hardware.fabric)
+        return replace(scenario, hardware=hardware, frameworks=frameworks)
+
+    def rebuilt(self, scenario: Scenario, pool: Pool) -> Rebuild:
+        """Say what a change of capacity takes."""
+        return self.rebuild or Rebuild(seconds=scenario.frameworks[pool.framework].recompile)
 
     def told(self) -> dict[str, dict[str, Mapping[str, float]]]:
         """Return all that was fitted, by kind and key."""
-        return {kind: dict(told(node)) for kind, node in self.nodes.items()}
+        fits = {kind: dict(told(node)) for kind, node in self.nodes.items()}
+        return fits if self.rebuild is None else {**fits, RECOMPILE: {"": asdict(self.rebuild)}}
 
 
 AS_PROFILED = Machines(nodes={})
@@ -83,11 +98,22 @@ def measured_machines(scenario: Scenario, layers: list[Measured], bundle: Bundle
         nodes[kind] = _with_tiers(tuned(node, fabric, some, title), fabric, points, title)
     if not nodes:
         raise MoesimError(f"{folder}: no layer could be measured; its results say why")
-    return Machines(nodes=nodes)
+    return Machines(
+        nodes=nodes,
+        rebuild=_rebuild([results.trials[each.trial.name].compiled for each in points if each.gauge.kind == RECOMPILE]),
+    )
 
 
-EXTRA = ("two_dh", "cache")
-"""Kinds of layers that tell about a tier alone."""
+EXTRA = ("two_dh", "cache", RECOMPILE)
+"""Kinds of layers that tell about a tier alone, or about compiling."""
+
+
+def _rebuild(seconds: Sequence[float]) -> Rebuild | None:
+    """Take the mean and the spread of what compiling anew took, in logarithms; None where nothing was compiled."""
+    if len(seconds) < 2:
+        return None
+    logs = np.log(seconds)
+    return Rebuild(seconds=float(np.exp(logs.mean())), spread=float(logs.std(ddof=1)))
 
 
 def _seen(each: Measured, results: Results) -> Measured | None:

@@ -18,6 +18,7 @@ from moesim.world.workload import Serving
 from .batches import Chosen, choices, tokens_of
 from .bundle import Bundle, Predicted, Setting, Trial, write_bundle
 from .choosing import MOST, axes_of, named, pairs_of, picks, rivals
+from .course import walked
 from .gauging import DRAWS as GAUGE_DRAWS
 from .gauging import Gauge, gauges, kind_of
 from .machine import on_machine
@@ -28,6 +29,8 @@ from .tuning import Point
 
 DRAWS = 4
 """Steps of the routing that a trial is run with, each with tokens of its own."""
+ASIDE = ", stalls aside"
+"""What a trial of a course's steps alone is called beside that of the whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class Asked:
     profile : the calibrated node, a name or a file
     pools : the plans to run in place of the search's; none: the search's
     most : plans to run at most
+    course : steps that plans whose policies react are run for, in order; 0: draws by themselves, and nothing reacts
     rounds, draws : how often all are run by turns, with how many batches each
     changes : of the scenario, by dotted path, such as ``routing.cv``
     batch : sequences of a step on each rank in place of the space's; 0: the space's
@@ -54,6 +58,7 @@ class Asked:
     draws: int = DRAWS
     changes: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 0
+    course: int = 0
     seed: int = 0
 
 
@@ -85,7 +90,7 @@ def measure(study: Study, asked: Asked, folder: Path) -> Machines:
     """Measure the machine at hand with layers of the scenario's shape: before anything is predicted."""
     study, scenario = prepared(study, asked)
     assert study.space is not None
-    drawn = _Drawn(scenario=scenario, asked=replace(asked, draws=GAUGE_DRAWS, seed=asked.seed + 1))
+    drawn = _Drawn(scenario=scenario, asked=replace(asked, draws=GAUGE_DRAWS, course=0, seed=asked.seed + 1))
     layers = [drawn.layer(gauge) for gauge in gauges(scenario, study.space, asked.setting.ranks)]
     bundle = gauge_bundle(scenario.name, asked.setting, layers, drawn.choices)
     return measured_machines(scenario, layers, bundle, folder, f"layers of {scenario.name} at other sizes")
@@ -106,7 +111,7 @@ def plan(study: Study, asked: Asked, machines: Machines = AS_PROFILED) -> Planne
     left_out: dict[str, str] = {}
     for name, pool in zip(named(pools), pools, strict=True):
         try:
-            made.append(drawn.trial(name, pool))
+            made.append(drawn.made(name, pool))
         except (PolicyError, InputError) as fault:
             left_out[name] = str(fault)
         if len(made) == asked.most:
@@ -116,13 +121,20 @@ def plan(study: Study, asked: Asked, machines: Machines = AS_PROFILED) -> Planne
         raise PlanError("space", [Fault(path="", problem=f"has no two plans to compare: {why}", remedy="widen it")])
     return Planned(
         bundle=_bundle(scenario, asked, made, drawn.choices),
-        predictions={trial.name: predicted for _, trial, predicted in made},
+        predictions={
+            trial.name: predicted for each in made for trial, predicted in zip(each.trials, each.predicted, strict=True)
+        },
         left_out=left_out,
     )
 
 
-Made = tuple[Pool, Trial, Predicted]
-"""A plan, the trial that carries it out, and what is expected of it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A plan, the trial that carries it out (of a course, with that of its steps alone), and what is expected of it."""
+
+    pool: Pool
+    trials: tuple[Trial, ...]
+    predicted: tuple[Predicted, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,23 +146,44 @@ class _Drawn:
     machines: Machines = AS_PROFILED
     choices: dict[str, Chosen] = field(default_factory=dict)
 
-    def trial(self, name: str, pool: Pool) -> Made:
+    def made(self, name: str, pool: Pool) -> Made:
         """Predict one plan and describe its layer."""
+        if self.asked.course:
+            return self._walked(name, pool)
+        if any(policy.name != "none" for policy in pool.adaptation):
+            raise PolicyError("policies that react are run over a course of steps; give --course")
         trial, found = self._both(name, pool)
-        return pool, trial, found.predicted
+        return Made(pool=pool, trials=(trial,), predicted=(found.predicted,))
+
+    def _walked(self, name: str, pool: Pool) -> Made:
+        """Predict one plan over a course, with what it stands still for and without."""
+        key, tokens = self._routing(pool)
+        scenario = self.machines.scenario(self.scenario, kind_of(pool))
+        rebuild = self.machines.rebuilt(scenario, pool)
+        found = walked(scenario, pool, self.choices[key], rebuild, seed=self.asked.seed)
+        spec = spec_of(scenario, pool, found.forecast.layout, tokens, 0)
+        whole = Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool))
+        steps = replace(whole, name=f"{name}{ASIDE}", aside=name)
+        return Made(pool=pool, trials=(whole, steps), predicted=(found.forecast.predicted, found.aside))
 
     def layer(self, gauge: Gauge) -> Measured:
         """Describe a layer that the machine is measured with."""
         trial, found = self._both(gauge.name, gauge.pool)
         return Measured(gauge=gauge, trial=trial, point=Point(schedule=found.schedule, parts={}))
 
-    def _both(self, name: str, pool: Pool) -> tuple[Trial, Forecast]:
+    def _routing(self, pool: Pool) -> tuple[str, int]:
+        """Draw what a plan's tokens choose, unless another of as many did, and return its name with their number."""
         tokens, asked = tokens_of(self.scenario, pool), self.asked
         key = f"t{tokens}"
         if key not in self.choices:
-            self.choices[key] = choices(self.scenario, tokens, asked.setting.ranks, asked.draws, asked.seed)
+            draws = asked.course or asked.draws
+            self.choices[key] = choices(self.scenario, tokens, asked.setting.ranks, draws, asked.seed)
+        return key, tokens
+
+    def _both(self, name: str, pool: Pool) -> tuple[Trial, Forecast]:
+        key, tokens = self._routing(pool)
         scenario = self.machines.scenario(self.scenario, kind_of(pool))
-        found = forecast(scenario, pool, self.choices[key], seed=asked.seed)
+        found = forecast(scenario, pool, self.choices[key], seed=self.asked.seed)
         spec = spec_of(scenario, pool, found.layout, tokens, found.way)
         return Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool)), found
 
@@ -165,7 +198,7 @@ def _pools(study: Study, drawn: _Drawn) -> list[Pool]:
     why = "it holds none"
     for best in picks(study, scenario, ranks, asked.seed):
         try:
-            drawn.trial("", best)
+            drawn.made("", best)
         except (PolicyError, InputError) as fault:
             why = str(fault)
         else:
@@ -175,17 +208,19 @@ def _pools(study: Study, drawn: _Drawn) -> list[Pool]:
 
 def _bundle(scenario: Scenario, asked: Asked, made: Sequence[Made], chosen: Mapping[str, Chosen]) -> Bundle:
     """Gather trials; the first one is the pick, and it is run a second time in every round for the noise."""
-    pools = [pool for pool, _, _ in made]
-    trials = [trial for _, trial, _ in made]
+    pools = [each.pool for each in made]
+    trials = [trial for each in made for trial in each.trials]
     again = replace(trials[0], name=f"{trials[0].name} (again)")
+    sets = zip(*(each.trials for each in made), strict=True)  # whole courses are compared, and steps alone
     return Bundle(
         scenario=scenario.name,
         setting=asked.setting,
         trials=(*trials, again),
-        pairs=pairs_of([trial.name for trial in trials], pools),
+        pairs=tuple(pair for some in sets for pair in pairs_of([trial.name for trial in some], pools)),
         pick=trials[0].name,
         repeated=again.name,
         rounds=asked.rounds,
+        course=asked.course > 0,
         choices=chosen,
     )
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from moesim.deployments.residuals import Residuals
 from moesim.passes.breakdown import breakdown
-from moesim.passes.exchanges import Routed
 from moesim.passes.lowering import arrange, lower
 from moesim.passes.timeline import makespan, timeline
 from moesim.plans.layout import Layout
@@ -20,7 +19,6 @@ from moesim.policies.finding import make
 from moesim.policies.protocols import Buffering
 from moesim.schedules.costs.pricing import grounds, price_together
 from moesim.schedules.schedule import Priced, Schedule, Task
-from moesim.world.hardware import Node, Tier
 from moesim.world.scenario import Scenario
 
 from .batches import Chosen, batch_of, counts_of, routed, used
@@ -57,26 +55,25 @@ def forecast(scenario: Scenario, pool: Pool, chosen: Chosen, *, seed: int) -> Fo
     PolicyError
         A policy refuses the plan.
     """
-    node, fabric = scenario.hardware.offers[0].node, scenario.hardware.fabric
-    tokens = chosen.shape[2]
-    layout = arrange(scenario, pool, tokens=tokens, seed=seed)
+    layout = arrange(scenario, pool, tokens=chosen.shape[2], seed=seed)
+    ways = priced_ways(scenario, pool, layout, chosen)
+    totals = [float(makespan(each).mean()) for each in ways]
+    way = int(np.argmin(totals))
+    predicted = _predicted(ways[way], totals[way], scenario, seed)
+    return Forecast(predicted=predicted, layout=layout, way=way, schedule=ways[way].schedule)
+
+
+def priced_ways(scenario: Scenario, pool: Pool, layout: Layout, chosen: Chosen) -> tuple[Priced, ...]:
+    """Lower and price the layer in each way its plan leaves open; a draw is a plan of its own along the first axis.
+
+    So it is because caches hold other experts in each draw.
+    """
     counts = counts_of(used(scenario, pool, chosen), scenario.routing.experts)
     layouts = [replace(layout, missing=share) for share in _missing(pool, layout, counts)]
     steps = [routed(scenario, pool, layout, each) for each in counts]
-    ways = [only_layer(way, scenario) for way in _ways(scenario, pool, layouts, steps, tokens)]
-    priced = price_together(ways, node, fabric)
-    totals = [float(makespan(each).mean()) for each in priced]
-    way = int(np.argmin(totals))
-    predicted = _predicted(priced[way], totals[way], node, fabric, seed)
-    return Forecast(predicted=predicted, layout=layout, way=way, schedule=ways[way])
-
-
-def _ways(
-    scenario: Scenario, pool: Pool, layouts: Sequence[Layout], steps: Sequence[Routed], tokens: int
-) -> tuple[Schedule, ...]:
-    """Lower the pass: every draw is a plan of its own, since caches hold other experts in each."""
-    pools = [pool] * len(steps)
-    return lower(scenario, pools, 0, layouts, [batch_of(scenario, tokens)], [steps]).schedules()
+    lowered = lower(scenario, [pool] * len(steps), 0, layouts, [batch_of(scenario, chosen.shape[2])], [steps])
+    ways = [only_layer(way, scenario) for way in lowered.schedules()]
+    return price_together(ways, scenario.hardware.offers[0].node, scenario.hardware.fabric)
 
 
 def only_layer(whole: Schedule, scenario: Scenario) -> Schedule:
@@ -117,19 +114,32 @@ def _missing(pool: Pool, layout: Layout, counts: Int[np.ndarray, "draw rank expe
     return [float(m.max() / max(a.max(), 1)) for m, a in zip(missed, accessed.sum(axis=2), strict=True)]
 
 
-def _predicted(priced: Priced, mean: float, node: Node, fabric: tuple[Tier, ...], seed: int) -> Predicted:
+def _predicted(priced: Priced, mean: float, scenario: Scenario, seed: int) -> Predicted:
     """Draw what the costs may be wrong by, and say where the time goes."""
-    drawn = makespan(Residuals(seed=seed, number=DRAWN).applied(priced, node, fabric))
-    low, high = np.quantile(drawn.reshape(DRAWN, -1).mean(axis=1), (LOW, HIGH)).tolist()
-    return Predicted(
-        seconds=mean,
-        low=min(low, mean),
-        high=max(high, mean),
-        parts=_parts(priced),
-        outside=grounds(priced.schedule, node, fabric).outside,
-    )
+    drawn = drawn_steps(priced, scenario, Residuals(seed=seed, number=DRAWN))
+    return predicted_of(mean, drawn, parts_of(priced), outside_of(priced, scenario))
 
 
-def _parts(priced: Priced) -> Mapping[str, float]:
+def drawn_steps(priced: Priced, scenario: Scenario, residuals: Residuals) -> Float[np.ndarray, "residual"]:
+    """Seconds of a mean step with what each cost may be wrong by."""
+    offer, fabric = scenario.hardware.offers[0], scenario.hardware.fabric
+    steps = makespan(residuals.applied(priced, offer.node, fabric))
+    return np.asarray(steps.reshape(residuals.number, -1).mean(axis=1))
+
+
+def outside_of(priced: Priced, scenario: Scenario) -> tuple[str, ...]:
+    """Name the sizes that left what their costs were fitted on."""
+    return grounds(priced.schedule, scenario.hardware.offers[0].node, scenario.hardware.fabric).outside
+
+
+def predicted_of(
+    mean: float, drawn: Float[np.ndarray, "residual"], parts: Mapping[str, float], outside: tuple[str, ...]
+) -> Predicted:
+    """Put a prediction together."""
+    low, high = np.quantile(drawn, (LOW, HIGH)).tolist()
+    return Predicted(seconds=mean, low=min(low, mean), high=max(high, mean), parts=parts, outside=outside)
+
+
+def parts_of(priced: Priced) -> Mapping[str, float]:
     """Busy seconds of each named part, of the rank on which it is longest."""
     return {name: float(busy) for name, (busy, _) in breakdown(priced, timeline(priced)).items()}

@@ -23,12 +23,14 @@ class Measured:
     rounds : mean seconds of a step over the draws, by number of the round
     parts : seconds of each part of a step, of the busiest rank
     memory : bytes at the highest, of the largest rank
+    compiled : seconds that its first step was held up by compiling
     failed : why it was not run to its end; "" where it was
     """
 
     rounds: Mapping[int, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
-    memory: int = 0
+    memory: float = 0.0
+    compiled: float = 0.0
     failed: str = ""
 
     @property
@@ -87,6 +89,7 @@ def _by_trial(lines: Iterable[Mapping[str, Any]]) -> Mapping[str, Measured]:
             trial["rounds"][line["round"]] = statistics.fmean(line["seconds"])
             trial["memory"] = max(trial.get("memory", 0), line["memory"])
         trial.update({name: line[name] for name in ("parts", "failed") if name in line})
+        trial.update({"compiled": line["compile"]} if "compile" in line else {})
     return {name: Measured(**each) for name, each in held.items()}
 
 

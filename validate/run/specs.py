@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from moesim.ground.errors import PolicyError
@@ -10,7 +11,8 @@ from moesim.passes.shortcut import changed_model
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Policy, Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import Buffering, Shortcut
+from moesim.policies.gating.static import Static
+from moesim.policies.protocols import Buffering, Gating, Shortcut
 from moesim.policies.shortcut.scmoe import Scmoe
 from moesim.world.attention import Gqa
 from moesim.world.model import Dense, Model
@@ -18,6 +20,9 @@ from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
 from .wing import spec
+
+RUN = ("dynamoe",)
+"""Reacting policies that are run. Cached assignments need the same batches again, and no course has them."""
 
 
 def spec_of(scenario: Scenario, pool: Pool, layout: Layout, tokens: int, way: int) -> spec.LayerSpec:
@@ -60,7 +65,33 @@ def spec_of(scenario: Scenario, pool: Pool, layout: Layout, tokens: int, way: in
         **_gating(pool.policy("gating")),
         **_alltoall(pool.policy("alltoall"), parallel.ep),
         **_overlap(pool.policy("overlap"), way),
+        compiled=compiled(pool),
+        reactions=tuple(_reactions(pool)),
     )
+
+
+def compiled(pool: Pool) -> bool:
+    """Whether a plan's layer goes through torch.compile: where it says what reacts, be it nothing, to fixed shapes.
+
+    Examples
+    --------
+    >>> from moesim.plans.plan import Parallel
+    >>> static = {"gating": Policy(name="static")}
+    >>> pool = Pool(role="all", node="", replicas=1, parallel=Parallel(), adaptation=(Policy(name="none"),))
+    >>> compiled(pool), compiled(replace(pool, policies=static))
+    (False, True)
+    """
+    gating: Gating = make("gating", pool.policy("gating"))
+    return bool(pool.adaptation) and isinstance(gating, Static) and not gating.follows
+
+
+def _reactions(pool: Pool) -> Iterator[spec.Reaction]:
+    for policy in pool.adaptation:
+        if policy.name not in (*RUN, "none"):
+            raise _refusal("adaptation", policy)
+        if policy.name != "none":
+            settings: Mapping[str, Any] = policy.settings
+            yield spec.Reaction(name=policy.name, settings=dict(settings))
 
 
 def _gating(policy: Policy) -> Mapping[str, Any]:
@@ -119,10 +150,8 @@ def _block(model: Model, pool: Pool, scenario: Scenario, way: int) -> spec.Block
     if policy.name != "scmoe":
         return block
     position = int(policy.settings.get("position", Scmoe().position))  # type: ignore[arg-type]  # a whole number
-    placed = spec.BlockSpec(heads=block.heads, sequence=sequence, dense=block.dense, position=position, slot=4)
-    return spec.BlockSpec(
-        heads=block.heads, sequence=sequence, dense=block.dense, position=position, slot=placed.tap + 1 + way
-    )
+    placed = replace(block, position=position, slot=4)
+    return replace(placed, slot=placed.tap + 1 + way)
 
 
 def _refusal(kind: str, policy: Policy) -> PolicyError:

@@ -28,6 +28,8 @@ class Run:
     ranks, nodes, link : processes, network namespaces they are spread over, and the rate between these
     batch : sequences of a step on each rank, in place of the space's
     changes : of the scenario by dotted path, such as ``routing.cv``
+    course : steps that plans with reacting policies are run for, in order; 0: draws by themselves
+    rounds : how often all are run by turns
     """
 
     scenario: str
@@ -36,6 +38,8 @@ class Run:
     nodes: int = 1
     link: BytesPerSecond = 0.0
     batch: int = 0
+    course: int = 0
+    rounds: int = 12
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, device: str) -> Setting:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moesim.ground.errors import MoesimError
 
 from .bundle import Bundle, Trial, read_bundle
 from .memory import Memory
+from .stalls import Stalls, compiling_anew
 from .wing import bench, building, clock, layer, ranks, spec
 
 WARM = 2
@@ -66,13 +68,17 @@ class Session:
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Build and warm up every trial, run all rounds, then look where the time goes."""
-        held = {trial.name: made for trial in trials if (made := self._made(trial)) is not None}
-        for number in range(self.bundle.rounds):
-            order = list(held) if number % 2 == 0 else list(reversed(held))
-            for name in order:
-                self._turn(name, held[name], number)
-        for name, made in held.items():
-            self._watched(name, made)
+        run = [trial for trial in trials if not trial.aside]
+        turn = self._course if self.bundle.course else self._turn
+        anew = compiling_anew if any(trial.spec["compiled"] for trial in run) else nullcontext
+        with anew():
+            held = {trial.name: made for trial in run if (made := self._made(trial)) is not None}
+            for number in range(self.bundle.rounds):
+                order = list(held) if number % 2 == 0 else list(reversed(held))
+                for name in order:
+                    turn(name, held[name], number)
+            for name, made in held.items():
+                self._watched(name, made)
         if self.bench.ranks > 1:
             ranks.leave()
 
@@ -87,10 +93,17 @@ class Session:
         if faults := [each for each in self._gathered(fault) if each]:
             self._keep({"trial": trial.name, "failed": faults[0]})
             return None
-        for draw in range(WARM * made.draws):
+        self._keep({"trial": trial.name, "compile": self._most(self._compiled(made))})
+        for draw in range(WARM * made.draws if not self.bundle.course else WARM):
             made.step(draw % made.draws)
         self._settle()
         return made
+
+    def _compiled(self, made: Made) -> float:
+        """Step for the first time, and return how long that was held up by compiling."""
+        stalls = Stalls()
+        made.step(0, stalls)
+        return stalls.taken()
 
     def _turn(self, name: str, made: Made, number: int) -> None:
         """Step once over all draws, each timed from when the last rank starts until the last one ends."""
@@ -100,12 +113,32 @@ class Session:
         line = {"trial": name, "round": number, "seconds": seconds, "memory": self._most(self.memory.high())}
         self._keep(line)
 
-    def _timed(self, made: Made, draw: int) -> float:
+    def _course(self, name: str, made: Made, number: int) -> None:
+        """Walk the course from the layer as it was built, with nothing compiled but what its first step needs.
+
+        Only a layer that may change has to forget what it was compiled for before.
+        """
+        self._say(name)
+        self.memory.reset()
+        stalls, seconds, still = Stalls(), list[float](), list[float]()
+        with compiling_anew() if made.layer.spec.reactions else nullcontext():
+            made.start()
+            for draw in range(made.draws):
+                seconds.append(self._timed(made, draw, stalls))
+                still.append(self._most(stalls.taken()))
+        seconds[0], still[0] = seconds[0] - still[0], 0.0  # known already: only run once more
+        memory = self._most(self.memory.high())
+        self._keep({"trial": name, "round": number, "seconds": seconds, "memory": memory})
+        running = (np.array(seconds) - still).tolist()
+        for aside in (trial.name for trial in self.bundle.trials if trial.aside == name):
+            self._keep({"trial": aside, "round": number, "seconds": running, "memory": memory})
+
+    def _timed(self, made: Made, draw: int, watch: clock.Clock = clock.SILENT) -> float:
         self._settle()
         if self.bench.ranks > 1:
             dist.barrier(group=self.bench.talk)
         start = time.perf_counter()
-        made.step(draw)
+        made.step(draw, watch)
         self._settle()
         end = time.perf_counter()
         if self.bench.ranks == 1:
@@ -122,7 +155,11 @@ class Session:
         self._say(name)
         watch = clock.Recorder(device=self.bench.device)
         steps: list[dict[str, float]] = []
-        for draw in range(WATCHED * made.draws):
+        passes = WATCHED
+        if self.bundle.course:
+            made.start()
+            passes = 1
+        for draw in range(passes * made.draws):
             if self.bench.ranks > 1:
                 dist.barrier(group=self.bench.talk)
             made.step(draw % made.draws, watch)
@@ -140,8 +177,8 @@ class Session:
         dist.all_gather_object(heard, said, group=self.bench.talk)
         return heard
 
-    def _most(self, value: int) -> int:
-        return int(max(self._gathered(value)))
+    def _most(self, value: float) -> float:
+        return float(max(self._gathered(value)))
 
     def _settle(self) -> None:
         if self.bench.device.type == "cuda":
@@ -182,6 +219,12 @@ class Made:
     def draws(self) -> int:
         """How many batches it is run with."""
         return len(self.routing)
+
+    def start(self) -> None:
+        """Forget what was done so far, with what the first step needs compiled."""
+        self.layer.restart()
+        self.step(0)
+        self.layer.restart()
 
     def step(self, draw: int, watch: clock.Clock = clock.SILENT) -> None:
         """Run one draw."""
