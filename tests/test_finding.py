@@ -159,6 +159,17 @@ def test_found_policies_travel_to_other_processes(folder):
             "policy `dynamic` has no settings; remove `factor`",
         ),
         ("gating", Policy(name="static", settings={"fraction": -0.1}), "give a positive share of the tokens"),
+        (
+            "gating",
+            Policy(name="static", settings={"fraction": 0}),
+            "fraction = 0 is a capacity of zero rows or less; give a positive share of the tokens, or leave it out",
+        ),
+        ("gating", Policy(name="static", settings={"fraction": float("nan")}), "give a positive share of the tokens"),
+        (
+            "gating",
+            Policy(name="static", settings={"fraction": "half"}),
+            "fraction = 'half' is not a number; its settings are factor (a number), fraction (a number), sparse",
+        ),
         ("gating", Policy(name="static", settings={"factor": 2.0, "fraction": 0.1}), "two rules; give one of them"),
         ("gating", Policy(name="static", settings={"sparse": 1}), "sparse = 1 is not true or false"),
         (

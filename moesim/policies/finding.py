@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moesim.ground.errors import PolicyError, nearest
@@ -168,12 +168,12 @@ def _imported(kind: str, name: str, file: Path) -> ModuleType:
 
 
 def _suits(value: object, hint: Any) -> bool:
-    """Whether a setting has its annotated type; a whole number is a float too, and a truth value is no number."""
+    """Whether a setting has its type; a whole number is a float too, a truth value no number, None for leaving it out."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in arguments
     if origin in (Union, UnionType):
-        return any(_suits(value, option) for option in arguments)
+        return any(_suits(value, option) for option in arguments if option is not NoneType)
     if origin is tuple:
         return isinstance(value, tuple) and all(_suits(item, arguments[0]) for item in value)
     if isinstance(value, bool):
@@ -190,7 +190,7 @@ def _spelled(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_spelled(option) for option in arguments)
+        return " or ".join(_spelled(option) for option in arguments if option is not NoneType)
     if origin is tuple:
         return f"a list, each item {_spelled(arguments[0])}"
     return _WORDS[hint]

@@ -41,7 +41,7 @@ class Capacity:
     def __post_init__(self) -> None:
         """Apply the rule of static gating; dynamic gating has none."""
         spec = self.spec
-        rule = Static(factor=spec.factor, fraction=spec.fraction, sparse=spec.gating == "sparse")
+        rule = Static(factor=spec.factor, fraction=spec.fraction or None, sparse=spec.gating == "sparse")
         limit = rule.capacity(spec.tokens, spec.experts, spec.topk) if spec.static else 0
         self._follows = spec.static and rule.follows
         self.rows = np.full(spec.experts, limit)

@@ -24,7 +24,7 @@ class Static:
         for T tokens. f = 0: the smallest C that drops nothing, found in every pass as the largest count of any expert
         on any rank. f < 0: the same, but at most the C of -f
     fraction : share of the rank's tokens instead: C = ceil(fraction T), as fairseq does in evaluation (Huang et al.,
-        static gating); it computes E fraction / topk times the rows that were routed. 0: `factor` decides
+        static gating); it computes E fraction / topk times the rows that were routed. None: `factor` decides
     sparse : Tutel's fast encode and decode, which gather rows and build no mask
     flexible : Tutel's flexible all-to-all, whose rows of one expert lie side by side, (Eg, W Cg, D); without it they
         lie by source, (W, Eg, Cg, D), and an expert multiplies the Cg rows of every source by themselves
@@ -33,26 +33,29 @@ class Static:
     EVEN: ClassVar[float] = 1.0
 
     factor: float = EVEN
-    fraction: float = 0.0
+    fraction: float | None = None
     sparse: bool = False
     flexible: bool = True
 
     def __post_init__(self) -> None:
         """Check that one rule sets a capacity."""
-        if self.fraction < 0:
-            raise ValueError(f"fraction = {self.fraction}; give a positive share of the tokens, or 0 to use `factor`")
-        if self.fraction > 0 and self.factor != self.EVEN:
+        if self.fraction is None:
+            return
+        if not self.fraction > 0:
+            problem = f"fraction = {self.fraction} is a capacity of zero rows or less"
+            raise ValueError(f"{problem}; give a positive share of the tokens, or leave it out to use `factor`")
+        if self.factor != self.EVEN:
             raise ValueError(f"factor = {self.factor} and fraction = {self.fraction} are two rules; give one of them")
 
     @property
     def changes_model(self) -> bool:
         """Whether assignments may be dropped: unless capacity follows the need, or has room for all of the tokens."""
-        return self.fraction < 1 and self.factor != 0
+        return self.factor != 0 if self.fraction is None else self.fraction < 1
 
     @property
     def follows(self) -> bool:
         """Whether the capacity follows the largest count, which all ranks have to agree on first."""
-        return self.fraction == 0 and self.factor <= 0
+        return self.fraction is None and self.factor <= 0
 
     def capacity(self, tokens: int, experts: int, topk: int) -> int:
         """Round the capacity up, forgiving the last digit of a product of decimals; for f = 0 there is no limit.
@@ -64,7 +67,7 @@ class Static:
         >>> Static(factor=1.25).capacity(4096, 64, 2)
         160
         """
-        if self.fraction > 0:
+        if self.fraction is not None:
             return math.ceil(self.fraction * tokens - ROUNDING)
         return capacity(abs(self.factor), topk, experts, tokens) if self.factor else NO_LIMIT
 
