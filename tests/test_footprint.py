@@ -245,3 +245,30 @@ def test_a_cache_without_a_formula_is_refused() -> None:
     layers = tuple(replace(layer, attention=odd) for layer in world.model.layers)
     with pytest.raises(ModelError, match="attention `mamba` has no formula"):
         memory(replace(world, model=replace(world.model, layers=layers)), worlds.pool(Parallel(dp=8, ep=8)))
+
+
+def test_compiled_graphs_take_memory_for_each_layer_of_a_stage() -> None:
+    """Four graphs of 61 layers, or of the 31 of the longer of two stages."""
+    framework = replace(worlds.PLAIN, graph=0.4e6)
+    world = replace(worlds.scenario(DEEPSEEK), frameworks={"plain": framework})
+    graphs = Policy(name="chunked", settings={"max_batch": 8, "buckets": (1, 2, 4, 8)})
+    plain = Policy(name="chunked", settings={"max_batch": 8})
+    captured = [worlds.pool(parallel, batching=graphs) for parallel in (EP16, replace(EP16, pp=2))]
+    found = memory(world, worlds.pool(EP16, batching=plain), *captured)
+    assert found.items["compiled graphs"].tolist() == pytest.approx([0.0, 4 * 61 * 0.4e6, 4 * 31 * 0.4e6])
+    assert found.total[1] - found.total[0] == pytest.approx(4 * 61 * 0.4e6)
+    assert "compiled graphs" not in memory(world, worlds.pool(EP16, batching=plain)).items
+
+
+def test_cached_assignments_are_kept_for_every_batch_of_the_data_set() -> None:
+    """One int32 for each of two experts of each token, in 32 layers."""
+    world = worlds.scenario(MIXTRAL, workload=worlds.TRAINING)
+    pool = worlds.pool(Parallel(dp=8, ep=8))
+    caching = [
+        replace(pool, adaptation=(Policy(name="caching", settings={"batches": number}),)) for number in (10, 10**6)
+    ]
+    found = memory(world, pool, *caching)
+    each = TOKENS * 2 * 32 * 4
+    assert found.items["cached assignments"].tolist() == [0.0, 10 * each, 10**6 * each]
+    assert found.total[1] == found.total[0] + 10 * each
+    assert not found.fits[2]

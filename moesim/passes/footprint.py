@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from moesim.ground.units import show
 from moesim.passes.attention import ACTIVATION, unmodelled
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
+from moesim.passes.keeping import kept, kept_like
 from moesim.passes.shortcut import changed_model
 from moesim.passes.table import PoolTable, batching_of
 from moesim.plans.plan import Pool
@@ -86,8 +87,14 @@ def footprint(
     rows = table.groups(_names, table["pp"])
     parts = [_one_kind(scenario, table.take(r), sequences[r], context[r], tokens[r], training) for r in rows]
     order = np.argsort(np.concatenate(rows))
-    items = {key: np.concatenate([part.items[key] for part in parts])[order] for key in parts[0].items}
+    names = dict.fromkeys(name for part in parts for name in part.items)
+    items = {name: np.concatenate([_of(part, name) for part in parts])[order] for name in names}
     return Memory(items=items, capacity=np.concatenate([part.capacity for part in parts])[order])
+
+
+def _of(part: Memory, name: str) -> Float[np.ndarray, "plan"]:
+    """Return an item's bytes; nothing where these plans have no such item."""
+    return part.items.get(name, np.zeros_like(part.capacity))
 
 
 def _names(pool: Pool) -> Hashable:
@@ -100,6 +107,7 @@ def _names(pool: Pool) -> Hashable:
         policy.replicated,
         _drafts(pool),
         pool.policy("shortcut"),
+        kept_like(pool),
     )
 
 
@@ -157,12 +165,16 @@ def _stage_items(
     framework = _framework(scenario, pool)
     ends = _vocabularies(model, cols, ends=(stage == 0) + (stage == pp - 1))
     weights = _weights(model, layers, cols, ends, modules)
-    items = weights | {
-        "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
-        "activations": _activations(model, layers, cols, tokens, sequences, framework, training),
-        "exchange buffers": _buffers(layers, cols, tokens),
-        "runtime": column([framework.reserve]),
-    }
+    items = (
+        weights
+        | {
+            "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
+            "activations": _activations(model, layers, cols, tokens, sequences, framework, training),
+            "exchange buffers": _buffers(layers, cols, tokens),
+            "runtime": column([framework.reserve]),
+        }
+        | dict(kept(pool, layers, framework, tokens))
+    )
     if training:
         per_parameter = OPTIMIZER_BYTES[_optimizer(scenario)]
         dense, attention, experts = _parameters(model, layers, cols)

@@ -168,7 +168,7 @@ def _imported(kind: str, name: str, file: Path) -> ModuleType:
 
 
 def _suits(value: object, hint: Any) -> bool:
-    """Whether a setting has its type; a whole number is a float too, a truth value no number, None for leaving it out."""
+    """Whether a setting has its type: a whole number is a float too, a truth value no number; none is left out."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return value in arguments

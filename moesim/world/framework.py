@@ -22,16 +22,17 @@ class Framework:
     `utilization` the share of memory it is willing to fill, `step` host time per step outside kernels, `block`
     tokens per KV block.
 
-    Beyond kernels and `step`, a step costs `layer` for each layer (small kernels that are not itemized) and `sequence`
-    for each sequence in flight. `recompile` is what it takes to drain, compile and capture a step's graph anew, for
-    policies that change it while a pool runs. The rest is read by `simulate`: `prompts` are mixed into steps that
-    decode, or go first while decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or
-    set aside for a whole request; `poll` is the decode steps between two looks at the queue; all steps take `pace`
-    times as long, which one measurement of a deployment tells of all its others. A client sees a first token `latency`
-    later than the scheduler, and `crowd` more for each request in flight, which measurements are held against.
-    `kernels` maps an operation to the name of the kernel used, which picks the `Fit`. From nothing to serving the
-    engine takes `start` beside loading weights, and each rebalancing of experts `rebalance` beside moving them, while
-    the ranks wait.
+    Beyond kernels and `step`, a step costs `layer` for each layer (small kernels that are not itemized) and
+    `sequence` for each sequence in flight. `recompile` is what it takes to drain, compile and capture a step's
+    graph anew, for policies that change it while a pool runs, and `graph` the device memory that a graph keeps for
+    each layer. The rest is read by `simulate`: `prompts` are mixed into steps that decode, or go first while
+    decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or set aside for a whole
+    request; `poll` is the decode steps between two looks at the queue; all steps take `pace` times as long, which
+    one measurement of a deployment tells of all its others. A client sees a first token `latency` later than the
+    scheduler, and `crowd` more for each request in flight, which measurements are held against. `kernels` maps an
+    operation to the name of the kernel used, which picks the `Fit`. From nothing to serving the engine takes
+    `start` beside loading weights, and each rebalancing of experts `rebalance` beside moving them, while the ranks
+    wait.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Framework:
     layer: Seconds = 0.0
     sequence: Seconds = 0.0
     recompile: Seconds = 0.0
+    graph: Bytes = 0.0
     prompt: float = 1.0
     pace: float = 1.0
     latency: Seconds = 0.0

@@ -25,13 +25,14 @@ class Caching:
     """Cache above `on`, stop below `off`, and recompile for either, not sooner than `cool_down` steps after the last.
 
     FlexFlow, commit 32b75946 of 2021. It needs one order of the samples in every epoch, and memory for the assignments
-    of the whole data set.
+    of all of its batches.
 
     Attributes
     ----------
     on, off : scores at which caching starts and stops
     cool_down : steps between recompiles
     memory : weight of the newest step in the score
+    batches : batches of the data set, for each of which assignments are kept
     """
 
     profiles: ClassVar[bool] = False
@@ -40,6 +41,7 @@ class Caching:
     off: float = 0.85
     cool_down: int = 2000
     memory: float = AGREEMENT_MEMORY
+    batches: int = 100
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -49,6 +51,8 @@ class Caching:
             raise ValueError(f"memory = {self.memory}; give a weight above 0, up to 1")
         if self.cool_down < 0:
             raise ValueError(f"cool_down = {self.cool_down}; give 0 or more steps")
+        if self.batches < 1:
+            raise ValueError(f"batches = {self.batches}; give the batches of the data set, at least 1")
 
     def start(self, layout: Layout, sizes: Sizes) -> State:
         """Start without agreement, long after a recompile."""
