@@ -2,7 +2,7 @@
 
 What is done about the defects that the tables are known to have:
 
-* NCCL's message sizes are elements, not bytes; they are multiplied by the dtype's size.
+* Sizes of messages are elements, not bytes; they are multiplied by the dtype's size.
 * Rows that appear twice are merged (`tables.read_table`); of several versions of a framework the newest counts.
 * Products in blocks of fp8 that vLLM times with its host (floors of 50 us and more) are left out by `FLOORS`.
 * Experts that vLLM and SGLang divided over gpus are left out, see `ONLY_LOCAL`.
@@ -22,6 +22,7 @@ import pandas as pd
 
 from moesim.schedules.costs.collectives import ROUNDS
 
+from .asops import ACTIVATION
 from .cases import Cases, Floats, family_of
 from .tables import Table, read_table, tables_of
 
@@ -53,7 +54,7 @@ ELEMENT: Mapping[str, float] = MappingProxyType({"half": 2.0, "int8": 1.0})
 
 def published(folder: Path, system: str) -> Iterator[Cases]:
     """Read everything that is fitted of a system, one operation, dtype and kernel at a time."""
-    for read in (gemms, mixtures, attentions, latents, reductions, exchanges):
+    for read in (gemms, mixtures, attentions, latents, reductions, own_reductions, exchanges):
         yield from read(folder, system)
 
 
@@ -168,6 +169,20 @@ def reductions(folder: Path, system: str) -> Iterator[Cases]:
             inputs = {"size": _bytes(part), "ranks": _floats(part, "num_gpus")}
             if len(part):
                 yield _cases(form, "", _link(system), "nccl", inputs, part, family_of(inputs["ranks"]))
+
+
+def own_reductions(folder: Path, system: str) -> Iterator[Cases]:
+    """Read the all-reduces that frameworks bring along, from the newest table of each; replayed in a graph."""
+    seen: set[str] = set()
+    for table in tables_of(folder, "comm", "custom_allreduce"):
+        if table.framework not in seen:
+            seen.add(table.framework)
+            columns = ("kernel_source", "allreduce_dtype", "num_gpus", "message_size")
+            rows = read_table(table.path, columns, system=system)
+            for kernel, part in rows[~rows.kernel_source.str.contains("eager")].groupby("kernel_source", sort=True):
+                inputs = {"size": ACTIVATION * _floats(part, "message_size"), "ranks": _floats(part, "num_gpus")}
+                named = _named(table, str(kernel))
+                yield _cases("all_reduce", "", _link(system), named, inputs, part, family_of(inputs["ranks"]))
 
 
 def exchanges(folder: Path, system: str) -> Iterator[Cases]:

@@ -17,7 +17,7 @@ from moesim.passes.groups import labels
 from moesim.passes.lowering import arrange, lower
 from moesim.passes.presence import home_tokens
 from moesim.plans.plan import Parallel, Policy, Pool
-from moesim.schedules.ops import AllToAll, Attend, Gemm, Grouped, Reduce
+from moesim.schedules.ops import AllToAll, Attend, Elementwise, Gemm, Grouped, Reduce
 from moesim.schedules.schedule import Schedule, Task
 from moesim.world.attention import Cross, Linear, Window
 from moesim.world.model import Moe
@@ -353,6 +353,17 @@ def test_expert_tensor_slices_compute_every_row_on_a_slice(etp: int) -> None:
     blocks = first.rows.sum(axis=0).reshape(-1, etp)
     np.testing.assert_array_equal(blocks, np.repeat(blocks[:, :1], etp, axis=1))
     assert products(sliced)["experts"] == pytest.approx(products(whole)["experts"], rel=1e-12)
+
+
+@pytest.mark.parametrize(("alltoall", "results"), [("reduce", 1), ("gathered", 1), ("linear", 8)])
+def test_results_are_added_up_where_they_are(alltoall: str, results: int) -> None:
+    """Eight slices send a row's parts back to its token; a rank that keeps its rows adds up its own slice's alone."""
+    parallel = Parallel(tp=8, etp=8) if alltoall == "reduce" else Parallel(dp=8, etp=8)
+    found = {task.name: task.op for task in first_layer(MIXTRAL, parallel, BATCHES["decode"], alltoall=alltoall)}
+    ops = [found[name] for name in ("pack", "unpack")]
+    gathered, added = (op.traffic.max() / (4096 * 2) for op in ops if isinstance(op, Elementwise))
+    tokens = TOKENS * (8 if alltoall == "reduce" else 1)
+    assert added - tokens == results * (gathered - tokens)
 
 
 def test_a_window_caps_what_is_seen() -> None:

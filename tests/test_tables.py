@@ -10,7 +10,7 @@ import pytest
 from moesim.calibrate.cli import app
 from moesim.calibrate.fit import predict
 from moesim.calibrate.from_tables import bench_of, fit_kernel, understood
-from moesim.calibrate.published import attentions, exchanges, gemms, mixtures, published, reductions
+from moesim.calibrate.published import attentions, exchanges, gemms, mixtures, own_reductions, published, reductions
 from moesim.calibrate.tables import DEVICES, NODES, STAMPS, folder_of, read_table, tables_of
 
 from moesim.files.fits import load_fits
@@ -55,6 +55,18 @@ def test_messages_are_elements_and_not_bytes(tmp_path: Path) -> None:
     assert (moved.inputs["moved"] / moved.inputs["messages"]).min() == 512 / 8
     write(tmp_path, "comm/nccl/nccl", messages(nccl_dtype="int8"))
     assert next(reductions(folder(tmp_path), "h100_sxm")).inputs["size"].min() == 256.0
+
+
+def test_reductions_of_frameworks_are_read_as_replayed_in_a_graph(tmp_path: Path) -> None:
+    for version, took in (("0.9.0", 2.0), ("0.24.0", 1.0)):
+        rows = {
+            "kernel_source": np.repeat(["custom_eager", "custom_graph"], 3), "allreduce_dtype": "bfloat16",
+            "num_gpus": 2, "message_size": np.tile([128, 256, 512], 2), "latency": took,
+        }  # fmt: skip
+        write(tmp_path, "comm/vllm/custom_allreduce", rows, version)
+    (found,) = own_reductions(folder(tmp_path), "h100_sxm")
+    assert (found.key, found.kernel) == ("all_reduce/nvlink", "vllm 0.24.0 custom_graph")
+    assert found.inputs["size"].tolist() == [256.0, 512.0, 1024.0]
 
 
 def test_rows_measured_twice_are_one_and_the_newest_version_counts(tmp_path: Path) -> None:

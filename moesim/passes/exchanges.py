@@ -59,10 +59,11 @@ class Mixture:
     """Sizes of one MoE layer for a batch of plans, ranks folded alike in all of them.
 
     `rows` are padded to the most slots that any plan's ranks have; `sizes`, `dispatch` and `combine` are phases;
-    `packed` counts the rows each rank gathers before them, `mask` the elements of a dense dispatch mask. `active` is
-    given where rows are means over draws: the mean number of slots with rows on a rank. Experts multiply the
-    rows of each of `sources` by themselves; 1: all together. `away` is 1 where a slot's expert is kept off
-    the gpu for good; None: nowhere.
+    `packed` counts the rows each rank gathers before them and `returned` the results it adds up after them: one for
+    each row that stayed, and for each that travelled one from every slice of its expert. `mask` counts the elements of
+    a dense dispatch mask. `active` is given where rows are means over draws: the mean number of slots with rows on a
+    rank. Experts multiply the rows of each of `sources` by themselves; 1: all together. `away` is 1 where a slot's
+    expert is kept off the gpu for good; None: nowhere.
     """
 
     rows: Int[np.ndarray, "slot plan draw rank"]
@@ -70,6 +71,7 @@ class Mixture:
     dispatch: tuple[Phase, ...]
     combine: tuple[Phase, ...]
     packed: Sizes
+    returned: Sizes
     mask: Sizes
     active: Sizes | None = None
     sources: int = 1
@@ -138,7 +140,7 @@ def _parted(whole: Mixture, plans: int) -> tuple[Mixture, ...]:
         return [tuple(column[plan] for column in columns) for plan in range(plans)]
 
     sizes, dispatch, combine = (phases(joined) for joined in (whole.sizes, whole.dispatch, whole.combine))
-    rows, packed, mask = (parts(size) for size in (whole.rows, whole.packed, whole.mask))
+    rows, packed, returned, mask = (parts(size) for size in (whole.rows, whole.packed, whole.returned, whole.mask))
     away = [None] * plans if whole.away is None else parts(whole.away)
     return tuple(
         Mixture(
@@ -147,6 +149,7 @@ def _parted(whole: Mixture, plans: int) -> tuple[Mixture, ...]:
             dispatch=dispatch[plan],
             combine=combine[plan],
             packed=packed[plan],
+            returned=returned[plan],
             mask=mask[plan],
             sources=whole.sources,
             away=away[plan],
@@ -212,13 +215,14 @@ def _plan_mixture(
             policy, moe, pool, layout, routed, per_block, totals, expert_of_slot, tokens, gated, topology
         )
     )
-    packed = rows.sum(axis=0) if policy.replicated or policy.everywhere else gated.rows.sum(axis=-1)
+    packed = rows.sum(axis=0) if stays(policy) else gated.rows.sum(axis=-1)
     return Mixture(
         rows=fold(rows, chosen)[:, None],
         sizes=sizes,
         dispatch=dispatch,
         combine=combine,
         packed=fold(np.asarray(packed, float), chosen)[None],
+        returned=fold(np.asarray(packed if stays(policy) else packed * p.etp, float), chosen)[None],
         mask=fold(np.asarray(gated.mask, float), chosen)[None],
         sources=p.ep * p.etp if gated.apart else 1,
         away=None if away is None else fold(away, chosen)[:, None],
@@ -229,6 +233,11 @@ def _absent(layout: Layout, layers: Int[np.ndarray, "draw"], blocks: int) -> Int
     """Mark the slots of each draw's layer whose experts are not on the gpu, in every expert block alike."""
     absent = 1 - layout.resident[layers].T.astype(np.int64)
     return np.repeat(absent[:, :, None], blocks, axis=2)
+
+
+def stays(policy: AllToAllPolicy) -> bool:
+    """Tell whether a rank packs the rows it computes and adds up its own results: it has every token it needs."""
+    return policy.replicated or policy.everywhere
 
 
 def _gate(
@@ -372,6 +381,7 @@ def _stacked(parts: Sequence[Mixture]) -> Mixture:
         dispatch=_stacked_phases([part.dispatch for part in parts]),
         combine=_stacked_phases([part.combine for part in parts]),
         packed=np.concatenate([part.packed for part in parts]),
+        returned=np.concatenate([part.returned for part in parts]),
         mask=np.concatenate([part.mask for part in parts]),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moesim.passes.columns import Column, Sizes, as_column
-from moesim.passes.exchanges import Mixture, Topology, block_phases, element
+from moesim.passes.exchanges import Mixture, Topology, block_phases, element, stays
 from moesim.passes.table import PoolTable
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
@@ -50,13 +50,14 @@ class Expected:
         block = as_column(self.table["ep"] * self.table["etp"])
         rows = home * block * moe.topk / as_column(self.table["ep"])
         sizes, dispatch, combine = self._phases(moe, home)
-        policy = self._policy(self.table.variants[self.table.variant[0]])
+        here = stays(self._policy(self.table.variants[self.table.variant[0]]))
         return Mixture(
             rows=rows[None],
             sizes=sizes,
             dispatch=dispatch,
             combine=combine,
-            packed=rows if policy.replicated or policy.everywhere else home * moe.topk,
+            packed=rows if here else home * moe.topk,
+            returned=rows if here else home * (moe.topk * as_column(self.table["etp"])),
             mask=np.zeros((1, 1, 1)),
             active=self.active[cell] / as_column(self.table["ep"]) * self._exact(),
         )

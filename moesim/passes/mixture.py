@@ -96,7 +96,7 @@ def _add_unpack(chain: Chain, moe: Moe, cols: Columns, sized: Mixture, tokens: S
     if not np.any(sized.mask > 0):
         chain.add(
             "unpack",
-            Elementwise(traffic=(sized.packed * cols.etp + tokens) * moe.input_dim * ACTIVATION, kernel="unpack"),
+            Elementwise(traffic=(sized.returned + tokens) * moe.input_dim * ACTIVATION, kernel="unpack"),
         )
         return
     chain.add("unpack", Elementwise(traffic=sized.mask * MASK, kernel="mask"))
