@@ -18,8 +18,8 @@ from moesim.world.formats import bytes_of
 
 QUERY_TILE = 128
 """Queries of one tile in prefill kernels (FlashAttention-2 and -3 on 128-wide heads)."""
-SPLIT = 256
-"""Cached tokens below which a decode kernel does not split a sequence further (FlashDecoding's smallest chunk)."""
+CHUNK = 128
+"""Cached tokens below which a decode kernel does not split a sequence further (docs/background/evidence.md, 10)."""
 ACTIVATION = 2.0
 """Bytes of an element of queries, expanded keys and values, and outputs: bf16."""
 STATE = 4.0
@@ -45,8 +45,10 @@ class Needs:
     traffic : bytes of keys and values (or states), queries and outputs
     chain : FLOP of the longest tile, which one processor works off alone
     padded : FLOP of one query head on every key read, by which a kernel pads few heads to a tile
+    tiles : of 128 queries, one at least for each sequence and head
     blocks : independent pieces of work: sequences times key-value heads
     pieces : cached tokens times key-value heads, which a decode kernel may cut into splits
+    group : query heads to a key-value head
     width : mean of the query-key and value dimensions of a head
     """
 
@@ -55,8 +57,10 @@ class Needs:
     traffic: Time
     chain: Time
     padded: Time
+    tiles: Size
     blocks: Size
     pieces: Size
+    group: Size
     width: float
 
 
@@ -132,8 +136,10 @@ def needs_of(op: Attend) -> Needs:
         traffic=moved * traffic,
         chain=op.keys / np.maximum(op.prompts, 1.0) * (more * dims * QUERY_TILE),
         padded=head.sharing * op.keys * (more * dims),
+        tiles=op.heads * np.maximum(op.prompts, op.tokens / QUERY_TILE),
         blocks=op.prompts * head.sharing,
         pieces=op.keys * head.sharing,
+        group=op.heads / head.sharing,
         width=(head.key_dim + head.value_dim) / 2,
     )
 
@@ -152,8 +158,10 @@ def _recurrent(op: Attend, kind: Linear) -> Needs:
         traffic=moved * op.heads * (op.prompts * (2.0 * STATE * state) + op.tokens * (mixed * ACTIVATION)),
         chain=op.tokens / np.maximum(op.prompts, 1.0) * (rule * state * more),
         padded=0.0 * op.tokens * per_token,
+        tiles=0.0 * op.tokens * op.heads,
         blocks=op.prompts * op.heads,
         pieces=0.0 * op.prompts * op.heads,
+        group=np.ones_like(op.heads, dtype=float),
         width=(kind.key_dim + kind.value_dim) / 2,
     )
 
@@ -161,71 +169,79 @@ def _recurrent(op: Attend, kind: Linear) -> Needs:
 def prefill(needs: Needs, *, params: Params, processors: int) -> Time:
     """Attention over a prompt takes its launch, and then the slower of tensor cores and memory.
 
-    launch + norm_p(max(longest, total + tail x longest), traffic / bandwidth)
+    launch + norm_p(max(longest, total + tail x longest) + overhead x tiles / processors, traffic / bandwidth)
 
     total   = (work + diagonal x surplus) / rate,  rate = peak x width / (width + half_width)
     longest = chain / (rate / processors)
 
     `width` is a head's mean dimension, `diagonal` the keys of a tile's diagonal that a query does not see, and
-    `chain` the work of one tile of 128 queries against a whole context, which one processor does alone.
+    `chain` the work of one tile of 128 queries against a whole context, which one processor does alone. A tile is
+    begun, ended and, where a prompt is short, padded: that is its `overhead`.
 
     Functional form of docs/background/evidence.md, section 3 (FlashAttention-3, arXiv 2407.08608).
 
     Parameters
     ----------
     needs : of `needs_of`
-    params : launch (s), peak (FLOP/s), bandwidth (B/s), half_width (elements), diagonal (keys), tail, p
+    params : launch (s), peak (FLOP/s), bandwidth (B/s), half_width (elements), diagonal (keys), tail, overhead (s per
+        tile), p
     processors : processors of the device
 
     Examples
     --------
     >>> zero, one = np.zeros(1), np.ones(1)
-    >>> needs = Needs(work=80 * one, surplus=zero, traffic=zero, chain=one, padded=zero, blocks=one, pieces=zero,
-    ...               width=64.0)
+    >>> needs = Needs(work=80 * one, surplus=zero, traffic=zero, chain=one, padded=zero, tiles=20 * one, blocks=one,
+    ...               pieces=zero, group=one, width=64.0)
     >>> prefill(needs, params={"launch": 1.0, "peak": 16.0, "bandwidth": 1.0, "half_width": 64.0, "diagonal": 64.0,
-    ...                        "tail": 0.0, "p": 2.0}, processors=10)
-    array([11.])
+    ...                        "tail": 0.0, "overhead": 2.0, "p": 2.0}, processors=10)  # 1 + 80 / 8 + 2 x 2
+    array([15.])
     """
     rate = params["peak"] * needs.width / (needs.width + params["half_width"])
     longest = needs.chain * (processors / rate)
     total = (needs.work + params["diagonal"] * needs.surplus) / rate
-    tensor = np.maximum(total + params["tail"] * longest, longest)
+    tensor = np.maximum(total + params["tail"] * longest, longest) + needs.tiles * (params["overhead"] / processors)
     return params["launch"] + norm(params["p"], tensor, needs.traffic / params["bandwidth"])
 
 
 def decode(needs: Needs, *, params: Params, processors: int) -> Time:
     """Attention of single tokens reads the cache, as fast as the blocks in flight allow.
 
-    launch + norm_p(tensor, traffic / bandwidth, traffic / (flying x block_bandwidth))
+    launch + split x (1 - blocks' / flying) + norm_p(tensor, traffic / bandwidth, traffic / (flying x block_bandwidth))
 
-    tensor = (work^4 + (head_tile x padded)^4)^(1/4) / peak + overhead x blocks / processors
-    flying = max(blocks, min(processors, pieces / 256), 1)
+    tensor  = (work^4 + (head_tile x padded)^4)^(1/4) / peak + overhead x blocks' / processors
+    blocks' = blocks x max(1, group / group_tile)
+    flying  = max(blocks', min(processors, pieces / 128), 1)
 
     Few query heads are padded to a tile (`head_tile`), so that latent attention takes the same time for 1 to 64 heads;
-    a kernel splits sequences of more than 256 cached tokens until every processor has a block.
+    of more to a key-value head than `group_tile`, each tile is a block. A kernel splits sequences of more than 128
+    cached tokens until every processor has a block, and joins the parts, which takes `split` where there are many.
 
     Functional form of docs/background/evidence.md, section 3 (FlashDecoding; FlashMLA).
 
     Parameters
     ----------
     needs : of `needs_of`
-    params : launch (s), peak (FLOP/s), bandwidth, block_bandwidth (B/s), head_tile (heads), overhead (s per block), p
+    params : launch (s), split (s), peak (FLOP/s), bandwidth, block_bandwidth (B/s), head_tile, group_tile (heads),
+        overhead (s per block), p
     processors : processors of the device
 
     Examples
     --------
     >>> zero, one = np.zeros(1), np.ones(1)
-    >>> needs = Needs(work=zero, surplus=zero, traffic=80 * one, chain=zero, padded=zero, blocks=2 * one, pieces=zero,
-    ...               width=64.0)
-    >>> decode(needs, params={"launch": 1.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 5.0,
-    ...                       "head_tile": 16.0, "overhead": 0.0, "p": 2.0}, processors=10)
-    array([11.])
+    >>> needs = Needs(work=zero, surplus=zero, traffic=80 * one, chain=zero, padded=zero, tiles=zero, blocks=2 * one,
+    ...               pieces=512 * one, group=one, width=64.0)
+    >>> decode(needs, params={"launch": 1.0, "split": 2.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 2.5,
+    ...                       "head_tile": 16.0, "group_tile": 64.0, "overhead": 0.0, "p": 2.0}, processors=10)
+    array([12.])
     """
     filled = norm(4.0, needs.work, params["head_tile"] * needs.padded)
-    tensor = filled / params["peak"] + needs.blocks * (params["overhead"] / processors)
-    flying = np.maximum(np.maximum(needs.blocks, np.minimum(needs.pieces / SPLIT, processors)), 1.0)
-    blocks = needs.traffic / flying / params["block_bandwidth"]
-    return params["launch"] + norm(params["p"], tensor, needs.traffic / params["bandwidth"], blocks)
+    blocks = needs.blocks * np.maximum(1.0, needs.group / params["group_tile"])
+    tensor = filled / params["peak"] + blocks * (params["overhead"] / processors)
+    flying = np.maximum(np.maximum(blocks, np.minimum(needs.pieces / CHUNK, processors)), 1.0)
+    streamed = needs.traffic / flying / params["block_bandwidth"]
+    joined = params["split"] * (1.0 - blocks / flying)
+    core = norm(params["p"], tensor, needs.traffic / params["bandwidth"], streamed)
+    return np.asarray(params["launch"] + joined + core)
 
 
 def attention(op: Attend, *, params: Params, processors: int) -> Time:

@@ -30,11 +30,13 @@ THROTTLE = 0.11  # section 1: 5 % on A100, 11-17 % on H100 to B200
 TAIL = 0.125  # waves lost at the end: half of g, section 1: 0.15-0.4
 THIN = 0.3  # small tiles; assumed
 OVERHEAD = 0.5e-6  # prologue and epilogue of a tile; assumed
-SPLIT = 2e-6  # adding up the parts of a cut k; section 10: 2 to 4 us on A100, H100 and B200
+SPLIT = 2e-6  # adding up the parts of a cut k, or of a split sequence; section 10: 2 to 4 us and 2 to 6 us
+ATTENDED = 2e-6  # the same as OVERHEAD of a tile of queries; section 10: 1 to 3 us in prefill, 2 to 6 us in decode
 PAD = 0.5  # tiles lost per expert: the mean of rounding ragged rows up
 NORM = 2.0  # section 1: p is about 2-3
 HEAD_TILE = 16.0  # rows of the smallest tensor-core instruction (NVIDIA PTX ISA, mma.m16n8k16)
 LATENT_TILE = 50.0  # section 3: heads are padded to about 45-60 in latent-attention kernels
+GROUP_TILE = 64.0  # query heads of a block in decode; section 10: 52 to 72 in latent-attention kernels
 HALF_WIDTH = 32.0  # assumed: 128-wide heads reach 680 of 989 TFLOP/s (FlashAttention-3, arXiv 2407.08608: up to 740)
 DIAGONAL = 64.0  # keys of a 128-wide diagonal tile that a query does not see, in the mean
 HOST_CALL = 10e-6  # a size read back and waited for; assumed
@@ -51,7 +53,7 @@ _KERNELS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "gemm": (LAUNCH, 0.11),  # 12.2 %
         "grouped_gemm": (2 * LAUNCH, 0.12),  # 13.9 %; a second launch schedules the groups
         "attention_prefill": (LAUNCH, 0.21),  # 24.2 %
-        "attention_decode": (2 * LAUNCH, 0.43),  # 49 %; the splits are joined by a second kernel
+        "attention_decode": (LAUNCH, 0.43),  # 49 %
         "attention_backward": (3 * LAUNCH, 0.30),  # assumed; a kernel before and one after convert do and dq
         "elementwise": (LAUNCH, 0.11),  # as gemm
         "host": (0.0, 0.50),  # assumed
@@ -64,9 +66,12 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "gemm": (*_TILED, "split", "cache", "cache_bandwidth", "quantize_bandwidth"),
         "grouped_gemm": (*_TILED, "activation_bandwidth", "pad", "per_expert"),
-        "attention_prefill": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
-        "attention_backward": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "p"),
-        "attention_decode": ("launch", "peak", "bandwidth", "block_bandwidth", "head_tile", "overhead", "p"),
+        "attention_prefill": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "overhead", "p"),
+        "attention_backward": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "overhead", "p"),
+        "attention_decode": (
+            *("launch", "split", "peak", "bandwidth", "block_bandwidth"),
+            *("head_tile", "group_tile", "overhead", "p"),
+        ),
         "elementwise": ("launch", "bandwidth"),
         "host": ("call",),
         "all_to_all": ("launch", "latency", "per_message", "efficiency"),
@@ -149,7 +154,7 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
         "quantize_bandwidth": bandwidth,
         "activation_bandwidth": bandwidth,
         "cache": CACHE_SHARE * device.cache,
-        "overhead": OVERHEAD,
+        "overhead": ATTENDED if operation.startswith("attention") else OVERHEAD,
         "throttle": THROTTLE,
         "split": SPLIT,
         "tail": TAIL,
@@ -160,6 +165,7 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
         "half_width": HALF_WIDTH,
         "diagonal": DIAGONAL,
         "head_tile": LATENT_TILE if kernel == "mla" else HEAD_TILE,
+        "group_tile": GROUP_TILE,
         "call": HOST_CALL,
     }
     return _derived(operation, params, error, device.name)
