@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from moesim.validate.eager import eager
 from moesim.validate.expressions import evaluate
 from moesim.validate.papers import CASES, case_files, failures, validate_papers
 from moesim.validate.passes import run_passes
@@ -13,6 +14,7 @@ from moesim.validate.rules import RULES
 
 from moesim.cli import app
 from moesim.cli.codes import MET, MISSED
+from moesim.files.profiles import load_profile
 from moesim.files.trees import read
 from moesim.ground.errors import InputError, MoesimError
 
@@ -41,6 +43,28 @@ def checked():
 def test_all_strong_checks_are_there():
     found = {(paper, name) for paper, name, _ in case_files()}
     assert {(paper, name) for paper, names in STRONG.items() for name in names} <= found
+
+
+def test_every_check_of_the_reference_is_attempted():
+    """Cases once got lost in a merge, and nothing said so."""
+    found = {name for _, name, _ in case_files()}
+    wanted = {"K": 7, "H": 15, "T": 13, "S": 11}
+    assert {f"{paper}{number}" for paper, last in wanted.items() for number in range(1, last + 1)} <= found
+
+
+def test_eager_kernels_reach_what_the_unit_test_did_and_write_scores():
+    """58.07 of 125 TFLOP/s; 16 heads of 16,384 x 512 pairs at 40 bytes take 6.6 ms of memory, four projections 2.4."""
+    device = eager(load_profile("node", "nvidia/dgx1-v100").profile.device, "fp16", 64)
+    assert device.fits["gemm"].params["peak"] == pytest.approx(58.07e12)
+    rate = device.fits["attention_prefill"].params["peak"]
+    assert 4 * 64 / rate == pytest.approx(40 / 810e9)
+    one = {"node": "nvidia/dgx1-v100", "dim": 1024, "width": 4096, "experts": 1, "topk": 1, "gpus": 1, "tokens": 16384}
+    with_attention, without = (
+        run_passes({**one, "heads": heads, "context": 1024, "kernels": "eager"}, "case", CASES) for heads in (16, 0)
+    )
+    scores, projections = 16 * 16384 * 512 * 40 / 810e9, 4 * 2 * 16384 * 1024**2 / 58.07e12
+    assert with_attention["attention"] == pytest.approx(scores + projections, rel=0.05)
+    assert "attention" not in without
 
 
 def test_no_strong_check_fails(checked):

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -28,10 +28,14 @@ from moesim.schedules.costs.pricing import price_together
 from moesim.schedules.schedule import Priced
 from moesim.world.attention import Gqa
 from moesim.world.generators import Balanced, skewed
+from moesim.world.generators.skewed import with_shares
 from moesim.world.hardware import Fit, Hardware, Node, Offer, Tier, reach
 from moesim.world.model import Dense, Layer, Model, Moe
+from moesim.world.routing import Routing
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, Training
+
+from .eager import eager
 
 DRAWS = 4
 """Routing draws a pass with skewed routing is averaged over."""
@@ -49,9 +53,10 @@ class Setup:
     layers, every : how many layers, and of how many one is a mixture of experts (the last of each turn)
     tokens, context : tokens home to each gpu, and the length of the sequences they belong to
     gpus, ep, etp : parallel degrees; experts are spread over as many gpus as there are experts, or over all
-    cv : skew of the routing; 0 is balanced
+    cv, zipf : skew of the routing, popular experts anywhere, or the first ones by a Zipf law; 0 is balanced
     backward : whether the pass trains
     format : storage format of weights and of rows on their way
+    kernels : ``tuned`` as the machine's profile has them; ``eager``: those of PyTorch in 2021 and 2022 (`eager`)
     """
 
     dim: int
@@ -70,8 +75,10 @@ class Setup:
     ep: int = 0
     etp: int = 1
     cv: float = 0.0
+    zipf: float = 0.0
     backward: bool = False
     format: str = "fp16"
+    kernels: Literal["tuned", "eager"] = "tuned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +153,9 @@ def _fit(key: str, params: Mapping[str, float]) -> Fit:
 
 def _timed(setup: Setup, machines: Machines, policies: Mapping[str, Policy]) -> dict[str, float]:
     """Lower, price and run one pass."""
+    if setup.kernels == "eager":
+        device = eager(machines.node.device, setup.format, setup.dim // setup.heads if setup.heads else 0)
+        machines = replace(machines, node=replace(machines.node, device=device))
     ways = _priced(setup, machines, tuple(policies.items()))
     totals = [float(makespan(way).mean()) for way in ways]
     best = ways[int(np.argmin(totals))]
@@ -192,11 +202,7 @@ def _batch(setup: Setup) -> Batch:
 
 def _scenario(setup: Setup, machines: Machines) -> Scenario:
     moe_layers = setup.layers // setup.every
-    routing = (
-        skewed(moe_layers, setup.experts, setup.topk, cv=setup.cv, seed=0)
-        if setup.cv
-        else Balanced(layers=moe_layers, experts=setup.experts, topk=setup.topk)
-    )
+    routing = _routing(setup, moe_layers)
     return Scenario(
         name="case",
         model=_model(setup),
@@ -204,6 +210,15 @@ def _scenario(setup: Setup, machines: Machines) -> Scenario:
         workload=Training(sequence=round(setup.context), sequences=1, tokens=1.0),
         routing=routing,
     )
+
+
+def _routing(setup: Setup, layers: int) -> Routing:
+    if setup.cv:
+        return skewed(layers, setup.experts, setup.topk, cv=setup.cv, seed=0)
+    if setup.zipf:
+        popularity = np.arange(1.0, setup.experts + 1) ** -setup.zipf
+        return with_shares(np.tile(popularity, (layers, 1)), setup.topk)
+    return Balanced(layers=layers, experts=setup.experts, topk=setup.topk)
 
 
 @lru_cache(maxsize=256)
@@ -233,7 +248,7 @@ def _model(setup: Setup) -> Model:
 def _routed(scenario: Scenario, pool: Pool, setup: Setup, batch: Batch, half: int) -> Routed:
     """Draw each kind of MoE layer's counts, the mean source rank standing for all."""
     block = pool.parallel.ep * pool.parallel.etp
-    draws = DRAWS if setup.cv else 1
+    draws = DRAWS if setup.cv or setup.zipf else 1
     layers = sampled_layers(scenario.routing.layers, draws)
     rng = stream(0, f"routing {half}")
     sample = scenario.routing.only(layers.tolist())

@@ -21,7 +21,7 @@ HEAD = """# Published results, reproduced
 Written by `moesim validate papers`; do not edit. Every check is a file in `validate/cases/papers/`: its set-up, the
 paper's numbers, and an expression over moesim's own rules, policies and priced passes. *Strong* checks must pass;
 *medium* and *weak* ones are reported as they come out, misses as misses; *open* rows are predictions for numbers we do
-not have.
+not have (`no paper value`).
 """
 
 
@@ -56,8 +56,8 @@ def _section(each: Checked, checked: Sequence[Checked]) -> Iterator[str]:
 
 def _line(row: Outcome) -> str:
     error = "" if row.error is None else f"{row.error:.1%}"
-    tolerance = "exact" if row.tolerance == 0 else f"{row.tolerance:.1%}"
-    result = {True: "passes", False: "**misses**", None: "open"}[row.passed]
+    tolerance = "" if row.passed is None else "exact" if row.tolerance == 0 else f"{row.tolerance:.1%}"
+    result = {True: "passes", False: "**misses**", None: "no paper value"}[row.passed]
     grade = "" if row.grade in ("strong", "open") else f" ({row.grade})"
     expected = "" if row.expected is None else shown(row.expected)
     return f"| {row.row} | {expected} | {shown(row.predicted)} | {error} | {tolerance} | {result}{grade} |"

@@ -26,7 +26,7 @@ def table(checked: Sequence[Checked]) -> Table:
 
 
 def _cells(row: Outcome) -> tuple[str, ...]:
-    result = {True: "passes", False: "MISSES", None: ""}[row.passed]
+    result = {True: "passes", False: "MISSES", None: "no paper value"}[row.passed]
     expected = "" if row.expected is None else shown(row.expected)
     error = "" if row.error is None else f"{row.error:.1%}"
     return row.paper, row.check, row.row, expected, shown(row.predicted), error, row.grade, result
