@@ -174,7 +174,7 @@ class Naive:
     def swap(self, table: StepTable, stall: int) -> None:
         """Take another table before the next step, and wait for it; what is idle does not wait."""
         if self.running or self.waiting:
-            self.coming = table, stall
+            self.coming = table, stall + (self.coming[1] if self.coming else 0)
         else:
             self.table = table
 

@@ -273,13 +273,20 @@ def test_replicas_follow_the_load_after_their_cold_start() -> None:
 
 def test_rebalancing_waits_and_changes_the_steps() -> None:
     load = asked(300, seed=1, rate=2.0)
-    swaps = tuple(Swap(table=table, stall=STALL, moved=1e9) for table in (slower(), step_table()))
-    upkeep = Upkeep(replicas=1, gpus=8, node=8, swaps=swaps, period=20 * PER_SECOND)
+    swaps = tuple(
+        Swap(table=table, wait=20 * PER_SECOND - STALL * (turn > 0), stall=STALL, what="rebalanced", moved=1e9)
+        for turn, table in enumerate((slower(), step_table()) * 3)
+    )
+    upkeep = Upkeep(replicas=1, gpus=8, node=8, swaps=swaps)
     run = controlled(load, upkeep)
     table = event_table(run)
     assert table["moved"].eq(1e9).all()
     assert table["time"].tolist() == pytest.approx((20.0 * np.arange(1, len(table) + 1)).tolist())
+    assert len(table) == 6
     assert run.e2e.mean() > controlled(load, replace(upkeep, swaps=())).e2e.mean()
+    for_ever = event_table(controlled(load, replace(upkeep, swaps=swaps[1:3], again=True)))
+    assert len(for_ever) > 6
+    assert np.allclose(np.diff(for_ever["time"]), 20.0)
 
 
 def test_a_seed_decides_what_fails() -> None:

@@ -14,7 +14,7 @@ from test_simulation import BATCH, DEEPSEEK, EP8, MIXTRAL, mixtral, plan, servin
 
 from moesim.cli import app
 from moesim.deployments.arrangements import arrangements
-from moesim.deployments.rebalancing import expert_bytes, rebalancing_of, swaps
+from moesim.deployments.rebalancing import expert_bytes, rebalanced, rebalancing_of, usual_step
 from moesim.deployments.result import Result
 from moesim.deployments.serving.ticks import ticks
 from moesim.deployments.simulation import simulate
@@ -24,7 +24,6 @@ from moesim.deployments.upkeeping import starting
 from moesim.files.failures import read_failures
 from moesim.ground.errors import InputError
 from moesim.plans.plan import Plan, Policy, Pool
-from moesim.world.generators.changing import Drifting
 from moesim.world.scenario import Failures, Scenario
 from moesim.world.workload import Arrivals
 
@@ -41,12 +40,8 @@ def test_a_cold_start_worked_by_hand() -> None:
     assert starting(world, pool, 60e9) == pytest.approx(100.0 + 60e9 * disk.sharers / disk.bandwidth)
 
 
-def world_with_experts(*, drifting: bool = False) -> tuple[Scenario, Pool]:
+def world_with_experts() -> tuple[Scenario, Pool]:
     world = worlds.scenario(DEEPSEEK, short=True, cv=0.8, workload=serving())
-    if drifting:
-        routing = world.routing
-        drift = Drifting(routing=routing, every=500, share=0.5, seed=1, groups=1, numbers=tuple(range(routing.layers)))
-        world = replace(world, routing=drift)
     pool = worlds.pool(EP8, alltoall="linear", batching=BATCH)
     return world, replace(pool, adaptation=(REBALANCE,))
 
@@ -56,23 +51,17 @@ def test_rebalancing_evens_out_steps_and_pays_for_what_it_moves() -> None:
     drawn = arrangements(world, seed=0, draws=4)
     before = tabulate(world, pool, drawn, most=8 * 2048)
     policy = rebalancing_of(world, pool)
-    found = swaps(world, pool, policy, drawn, most=8 * 2048)
+    step = usual_step(world, pool, before)
+    (found,) = rebalanced(world, pool, policy, drawn, most=8 * 2048, step=step)
     context = 256 * 900 * GRAIN
-    assert found[0].table.decoding(256, context) < before.decoding(256, context)
-    assert found[0].moved > 0
-    assert found[0].moved % expert_bytes(world, pool) == 0
-    assert [swap.moved for swap in found[1:]] == [0.0] * 4  # the load does not change any more
+    assert found.table.decoding(256, context) < before.decoding(256, context)
+    assert found.wait == ticks(500 * step)
+    assert found.moved > 0
+    assert found.moved % expert_bytes(world, pool) == 0
     tier = world.hardware.offer(pool.node).node.tiers[0]
-    assert found[0].stall == ticks(found[0].moved / tier.bandwidth)
-    silent = swaps(world, pool, replace(policy, background=True), drawn, most=8 * 2048)
-    assert silent[0].stall == 0
-
-
-def test_drifting_routing_is_followed() -> None:
-    world, pool = world_with_experts(drifting=True)
-    policy = rebalancing_of(world, pool)
-    found = swaps(world, pool, policy, arrangements(world, seed=0, draws=4), most=8 * 2048)
-    assert sum(swap.moved > 0 for swap in found) > 1
+    assert found.stall == ticks(found.moved / tier.bandwidth)
+    (silent,) = rebalanced(world, pool, replace(policy, background=True), drawn, most=8 * 2048, step=step)
+    assert silent.stall == 0
 
 
 def test_nothing_to_place_is_no_rebalancing() -> None:

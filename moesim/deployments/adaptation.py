@@ -123,14 +123,20 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charges:
-    """What changes cost: draining, compiling and capturing one graph; the rate at which a gpu copies weights in."""
+    """What changes cost.
+
+    `rebuild` is for draining, compiling and capturing one graph, `host` for deciding where experts move, `rate` that at
+    which a gpu copies their weights in.
+    """
 
     rebuild: Seconds = 0.0
+    host: Seconds = 0.0
     rate: BytesPerSecond = float("inf")
 
     def stall(self, change: Change) -> Seconds:
         """How long all ranks stand still."""
-        return change.rebuilt * self.rebuild + (0.0 if change.background else change.moved / self.rate)
+        moving = change.moved / self.rate + self.host if change.moved and not change.background else 0.0
+        return change.rebuilt * self.rebuild + moving
 
     def wait(self, change: Change) -> Seconds:
         """How long a change in the background takes before it is in force."""

@@ -138,12 +138,13 @@ class Watched:
         return self.pool.precision.get("experts") or self.scenario.model.dtype_of.get("experts", "bf16")
 
     def charges(self) -> Charges:
-        """Price changes: a recompile is the framework's; weights come in over the outermost tier of the experts."""
+        """Price changes: recompiling and deciding are the framework's; weights come over the experts' last tier."""
         node, fabric = self.scenario.hardware.offer(self.pool.node).node, self.scenario.hardware.fabric
         p, machine = self.pool.parallel, machine_of(node, fabric)
         tier = tier_between(reach(node, fabric), 0, p.ep * p.etp - 1)
         rate = machine.transfer("send", tier).params["efficiency"] * machine.tier(tier).bandwidth
-        return Charges(rebuild=self.scenario.frameworks[self.pool.framework].recompile, rate=rate)
+        framework = self.scenario.frameworks[self.pool.framework]
+        return Charges(rebuild=framework.recompile, host=framework.rebalance, rate=rate)
 
 
 Key = tuple[int, int, bool]

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from moesim.deployments.arrangements import arrangements
+from moesim.deployments.arrangements import Arrangements, arrangements
 from moesim.deployments.following import Followed, Watched, follow, horizon
 from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.operation import Operation, operation
@@ -145,7 +145,9 @@ class Estimator:
         return list(groups.values())
 
 
-def estimator_of(scenario: Scenario, table: PoolTable, *, seed: int = 0, draws: int = DRAWS) -> Estimator:
+def estimator_of(
+    scenario: Scenario, table: PoolTable, *, seed: int = 0, draws: int = DRAWS, drawn: Arrangements | None = None
+) -> Estimator:
     """Find the operating point and the memory of every pool; nothing is timed yet.
 
     Parameters
@@ -158,6 +160,8 @@ def estimator_of(scenario: Scenario, table: PoolTable, *, seed: int = 0, draws: 
         Seed of the routing draws; equal for all pools, so that their differences are theirs.
     draws : int
         Routing draws to average over.
+    drawn : Arrangements
+        Layouts and draws at hand, instead of new ones of that seed.
     """
     point = operation(scenario.workload, table)
     memory = footprint(scenario, table, sequences=point.sequences, context=point.kept, tokens=point.most)
@@ -170,5 +174,6 @@ def estimator_of(scenario: Scenario, table: PoolTable, *, seed: int = 0, draws: 
         source=scenario_grounds(scenario, table),
         outside=set(),
     )
-    run = Run(scenario=scenario, point=point, arrangements=arrangements(scenario, seed=seed, draws=draws))
+    arranged = drawn or arrangements(scenario, seed=seed, draws=draws)
+    run = Run(scenario=scenario, point=point, arrangements=arranged)
     return Estimator(run=run, table=table, memory=memory, estimates=estimates)

@@ -1,12 +1,10 @@
-"""Rebalancing of experts while requests are served: a step table for each placement, and what changing to it takes.
+"""Rebalancing under a routing that stays: one change from the placement a pool starts with to one made for its load.
 
-The policy is asked once a period, with the load of that period; what it then places meets the routing of the next one.
-A few periods stand for all: when they are over, those after the first come again.
+Where routing changes, `drifting` takes over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -29,11 +27,8 @@ from moesim.world.model import expert_parameters
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
-PERIODS = 5
-"""Periods that stand for all."""
-
 LOAD = 10**6
-"""Choices that a period's load is counted in."""
+"""Choices that the load is counted in."""
 
 
 def rebalancing_of(scenario: Scenario, pool: Pool) -> Rebalance | None:
@@ -44,31 +39,25 @@ def rebalancing_of(scenario: Scenario, pool: Pool) -> Rebalance | None:
     return next((policy for policy in made if isinstance(policy, Rebalance)), None)
 
 
-def swaps(scenario: Scenario, pool: Pool, policy: Rebalance, drawn: Arrangements, *, most: int) -> tuple[Swap, ...]:
-    """Tabulate the placements of a few periods, and what changing to each takes; none where nothing changes."""
-    found = tuple(_swaps(scenario, pool, policy, drawn, most))
-    last = scenario.routing.shares(PERIODS * policy.every)
-    drifts = not np.array_equal(scenario.routing.shares(0), last)
-    return found if drifts or any(swap.moved for swap in found) else ()
-
-
-def _swaps(scenario: Scenario, pool: Pool, policy: Rebalance, drawn: Arrangements, most: int) -> Iterator[Swap]:
+def rebalanced(
+    scenario: Scenario, pool: Pool, policy: Rebalance, drawn: Arrangements, *, most: int, step: Seconds
+) -> tuple[Swap, ...]:
+    """Tabulate the placement that replaces the first, `policy.every` steps later; none where nothing moves."""
     layout, asked = drawn.layout(pool, 1.0), replace(policy, every=1, memory=1.0)
     state, rng = asked.start(layout, _sizes(scenario, pool)), stream(drawn.seed, "rebalancing")
-    for period in range(PERIODS):
-        middle = period * policy.every + policy.every // 2
-        state, change = asked(state, _seen(scenario, layout, middle), rng)
-        layout = change.layout if change else layout
-        table = tabulate(scenario, pool, drawn.at(middle + policy.every).placing(layout.expert_of_slot), most=most)
-        moved = change.moved if change else 0.0
-        yield Swap(table=table, stall=ticks(_stall(scenario, pool, change)), moved=moved)
+    _, change = asked(state, _seen(scenario, layout), rng)
+    if change is None or not change.moved:
+        return ()
+    table = tabulate(scenario, pool, drawn.placing(change.layout.expert_of_slot), most=most)
+    stall, wait = ticks(_stall(scenario, pool, change)), ticks(policy.every * step)
+    return (Swap(table=table, wait=wait, stall=stall, what="rebalanced", moved=change.moved),)
 
 
-def _seen(scenario: Scenario, layout: Layout, step: int) -> Seen:
-    """What a period shows: the mean shares of the routing in its middle."""
-    counts = np.rint(scenario.routing.shares(step) * LOAD).astype(np.int64)
+def _seen(scenario: Scenario, layout: Layout) -> Seen:
+    """What the first steps show: the mean shares of the routing."""
+    counts = np.rint(scenario.routing.shares(0) * LOAD).astype(np.int64)
     return Seen(
-        step=step,
+        step=0,
         layout=layout,
         counts=counts,
         most=counts.max(axis=1),
@@ -97,9 +86,9 @@ def expert_bytes(scenario: Scenario, pool: Pool) -> Bytes:
     return float(expert_parameters(moe) * bytes_of(stored) / pool.parallel.etp)
 
 
-def _stall(scenario: Scenario, pool: Pool, change: Change | None) -> Seconds:
+def _stall(scenario: Scenario, pool: Pool, change: Change) -> Seconds:
     """How long ranks wait: for the host, and for the weights; for neither where both go on beside the steps."""
-    if change is None or change.background:
+    if change.background:
         return 0.0
     return scenario.frameworks[pool.framework].rebalance + change.moved / _rate(scenario, pool)
 
@@ -112,11 +101,11 @@ def _rate(scenario: Scenario, pool: Pool) -> BytesPerSecond:
     return tier.bandwidth / tier.sharers
 
 
-def period_of(scenario: Scenario, pool: Pool, policy: Rebalance, table: StepTable) -> Seconds:
-    """How long so many steps take with half the sequences a replica may hold."""
+def usual_step(scenario: Scenario, pool: Pool, table: StepTable) -> Seconds:
+    """How long a step takes with half the sequences a replica may hold."""
     assert isinstance(scenario.workload, Serving)
     batching: Batching = make("batching", pool.policy("batching"))
     requests = scenario.workload.requests
     sequences = max(batching.max_batch * pool.parallel.dp // 2, 1)
     context = round(sequences * (requests.input.mean + requests.output.mean / 2)) * GRAIN
-    return policy.every * table.decoding(sequences, context) / PER_SECOND
+    return table.decoding(sequences, context) / PER_SECOND

@@ -9,10 +9,12 @@ import numpy as np
 
 from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.capacity import Capacity
-from moesim.deployments.rebalancing import period_of, rebalancing_of, swaps
+from moesim.deployments.drifting import drifted, followed
+from moesim.deployments.following import horizon
+from moesim.deployments.rebalancing import rebalanced, rebalancing_of, usual_step
 from moesim.deployments.serving.asked import Asked
 from moesim.deployments.serving.book import Book, open_book
-from moesim.deployments.serving.control import Controller
+from moesim.deployments.serving.control import Controller, Swap
 from moesim.deployments.serving.limits import Limits
 from moesim.deployments.serving.links import Links
 from moesim.deployments.serving.loop import Stage, serve
@@ -147,11 +149,20 @@ def _ready(scenario: Scenario, plan: Plan, room: Capacity, drawn: Arrangements, 
     table = tabulate(scenario, pool, drawn, most=most_tokens(scenario, pool))
     weights = sum(float(room.memory.items[name][number]) for name in WEIGHTS if name in room.memory.items)
     kept = keeping(scenario, pool, weights, spared=pool.node == plan.pools[0].node)
-    policy = rebalancing_of(scenario, pool)
-    if policy is not None:
-        tables = swaps(scenario, pool, policy, drawn, most=most_tokens(scenario, pool))
-        kept = replace(kept, swaps=tables, period=period_of(scenario, pool, policy, table))
+    kept = replace(kept, swaps=_swaps(scenario, pool, drawn, table), again=horizon(scenario.routing.period) > 0)
     return Ready(pool=pool, table=table, limits=room.limits[number], per_token=room.per_token[number], keeping=kept)
+
+
+def _swaps(scenario: Scenario, pool: Pool, drawn: Arrangements, table: StepTable) -> tuple[Swap, ...]:
+    """Find the step tables that a pool's replicas change to, as routing changes or for its policies."""
+    way = followed(scenario, pool, drawn)
+    if way is not None:
+        return drifted(way, table)
+    policy = rebalancing_of(scenario, pool)
+    if policy is None:
+        return ()
+    step, most = usual_step(scenario, pool, table), most_tokens(scenario, pool)
+    return rebalanced(scenario, pool, policy, drawn, most=most, step=step)
 
 
 def in_order(pools: Sequence[Pool]) -> list[Pool]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 import pandas as pd
 
 from moesim.deployments.serving.control import Swap, Upkeep
-from moesim.deployments.serving.ticks import ticks
+from moesim.deployments.serving.ticks import PER_SECOND, ticks
 from moesim.ground.units import Bytes, Seconds
 from moesim.plans.plan import Policy, Pool
 from moesim.policies.finding import make
@@ -26,8 +26,8 @@ STEADY = Policy(name="none")
 class Keeping:
     """What happens to the replicas of a pool, times in seconds.
 
-    `start` is how long one takes from nothing to serving, `node` the gpus of a node; `swaps` are the step tables that a
-    rebalancing changes to, one a `period`.
+    `start` is how long one takes from nothing to serving, `node` the gpus of a node; `swaps` are the step tables that
+    replicas change to, `again` whether these come again.
     """
 
     failures: Failures
@@ -36,7 +36,13 @@ class Keeping:
     node: int
     spared: bool
     swaps: tuple[Swap, ...] = ()
-    period: Seconds = 0.0
+    again: bool = False
+
+    @property
+    def changes(self) -> Seconds:
+        """Mean time between changes to the replicas: rebalancing, recompiling, switching."""
+        made = sum(bool(swap.what) for swap in self.swaps)
+        return sum(swap.wait + swap.stall for swap in self.swaps) / made / PER_SECOND if made else inf
 
     def upkeep(self, pool: Pool, pace: float) -> Upkeep:
         """Write it for so many replicas, on a clock that is so many times as fast."""
@@ -44,7 +50,7 @@ class Keeping:
         def at(seconds: Seconds) -> int:
             return ticks(seconds / pace)
 
-        swaps = tuple(Swap(table=each.table, stall=round(each.stall / pace), moved=each.moved) for each in self.swaps)
+        swaps = tuple(replace(each, stall=round(each.stall / pace)) for each in self.swaps)
         return Upkeep(
             replicas=pool.replicas,
             gpus=pool.parallel.gpus,
@@ -59,7 +65,7 @@ class Keeping:
             lag=at(self.scaling.lag),
             hold=at(self.scaling.hold),
             swaps=swaps,
-            period=at(self.period),
+            again=self.again,
         )
 
 
@@ -75,7 +81,7 @@ def keeping(scenario: Scenario, pool: Pool, weights: Bytes, *, spared: bool) -> 
 
 
 def upkeep_table(kept: Sequence[tuple[Pool, Keeping]]) -> pd.DataFrame:
-    """One row per pool: its cold start, how often one of its gpus fails, and how it scales and rebalances."""
+    """One row per pool: its cold start, how often one of its gpus fails, how it scales, and how often it changes."""
     rows = [
         {
             "pool": pool.role,
@@ -83,12 +89,12 @@ def upkeep_table(kept: Sequence[tuple[Pool, Keeping]]) -> pd.DataFrame:
             "node_fails": _every(each.failures.interval, pool),
             "rank_fails": _every(each.failures.crash, pool),
             "scaling": pool.policies.get("scaling", STEADY).name,
-            "rebalances": each.period or inf,
+            "changes": each.changes,
         }
         for pool, each in kept
     ]
-    table = pd.DataFrame(rows, columns=["pool", "cold_start", "node_fails", "rank_fails", "scaling", "rebalances"])
-    table.attrs["units"] = dict.fromkeys(("cold_start", "node_fails", "rank_fails", "rebalances"), "s")
+    table = pd.DataFrame(rows, columns=["pool", "cold_start", "node_fails", "rank_fails", "scaling", "changes"])
+    table.attrs["units"] = dict.fromkeys(("cold_start", "node_fails", "rank_fails", "changes"), "s")
     return table
 
 

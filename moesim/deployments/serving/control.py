@@ -1,4 +1,4 @@
-"""What happens to replicas besides requests: failures, repair, scaling, rebalancing. Rare, so SimPy's clock drives it.
+"""What happens to replicas besides requests: failures, repair, scaling, other steps. Rare, so SimPy's clock drives it.
 
 The clock counts whole ticks, as the replicas do, and moves only when the loop of requests comes to what is due.
 """
@@ -20,11 +20,21 @@ from moesim.policies.protocols import Demand, Scaling
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Swap:
-    """A step table that replicas change to: what that moves, and how long each waits for it."""
+    """A step table that replicas change to.
+
+    Attributes
+    ----------
+    wait : ticks of steps since the change before it
+    stall : ticks for which each replica stands still
+    what : what was done to the replicas, as a record tells it; "" where the routing alone has changed
+    moved : bytes
+    """
 
     table: StepTable
-    stall: int
-    moved: float
+    wait: int
+    stall: int = 0
+    what: str = ""
+    moved: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,8 +51,8 @@ class Upkeep:
     spared : whether the spare nodes are of its kind
     scaling : how many replicas are on
     every, lag, hold : when scaling looks, acts, and how long fewer must have been wanted before any is taken away
-    swaps, period : step tables that a rebalancing changes to, one a period, and again from the second when they end;
-        one that nothing is moved for is that of routing that has drifted
+    swaps : step tables that replicas change to, one after the other
+    again : whether they come again when they are over
     """
 
     replicas: int
@@ -58,7 +68,7 @@ class Upkeep:
     lag: int = 0
     hold: int = 0
     swaps: tuple[Swap, ...] = ()
-    period: int = 0
+    again: bool = False
 
     @property
     def acts(self) -> bool:
@@ -128,7 +138,7 @@ class Controller:
         if upkeep.every:
             yield self._scaling(pool)
         if upkeep.swaps:
-            yield self._rebalancing(pool)
+            yield self._changing(pool)
 
     @property
     def fleet(self) -> Fleet:
@@ -265,14 +275,16 @@ class Controller:
             places=replicas[0].limits.sequences,
         )
 
-    def _rebalancing(self, pool: _Pool) -> Steps:
-        """Change all replicas that serve to the next step table, once a period."""
-        turn, swaps = 0, pool.upkeep.swaps
+    def _changing(self, pool: _Pool) -> Steps:
+        """Change all replicas to the next step table once as many steps are over; what serves notices."""
+        stalled = 0
         while True:
-            yield self._clock.timeout(pool.upkeep.period)
-            swap = swaps[turn if turn < len(swaps) else 1 + (turn - 1) % max(len(swaps) - 1, 1)]
-            for replica in sorted(pool.serving):
-                if swap.moved:
-                    self._note(pool, replica, "rebalanced", swap.stall, swap.moved)
-                self.fleet.swap(pool.first + replica, swap.table, swap.stall, self.now)
-            turn += 1
+            for swap in pool.upkeep.swaps:
+                yield self._clock.timeout(swap.wait + stalled)
+                for replica in range(pool.upkeep.replicas):
+                    if swap.what and replica in pool.serving:
+                        self._note(pool, replica, swap.what, swap.stall, swap.moved)
+                    self.fleet.swap(pool.first + replica, swap.table, swap.stall, self.now)
+                stalled = swap.stall
+            if not pool.upkeep.again:
+                return

@@ -129,12 +129,12 @@ class Replica:
     def swap(self, table: StepTable, stall: int, now: int) -> int:
         """Take another step table after the step that runs, and wait so many ticks before the one that follows.
 
-        One that is idle waits for nothing.
+        One that is idle waits for nothing; one that is to wait already waits for both.
         """
         if not self._running and not self.waiting:
             self.table, self._swapped = table, None
             return NEVER
-        self._swapped = (table, stall)
+        self._swapped = (table, stall + (self._swapped[1] if self._swapped else 0))
         return self._cut(self._steps_until(now)) if self._run[0] > 1 else NEVER
 
     def fail(self, now: int) -> list[int]:
