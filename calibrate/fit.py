@@ -7,7 +7,7 @@ enough; the soft-L1 error is what survives bad rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -99,19 +99,32 @@ def fit_cases(cases: Cases, bench: Bench, *, prior: Fit | None = None, certainty
     start = prior if prior is not None else bench.prior(cases)
     names = [name for name, value in start.params.items() if value > 0]
     check(cases, fewest=FEWEST if prior is not None else max(FEWEST, len(names)))
-    center = np.log([start.params[name] for name in names])
-    widths = np.array([_WIDTHS.get(name, _OTHER) for name in names]) / certainty
+    widths = {name: _WIDTHS.get(name, _OTHER) / certainty for name in names}
     terms = terms_of(cases)
-
-    def error(steps: Float[np.ndarray, " parameter"]) -> Float[np.ndarray, " residual"]:
-        tried = _with(start, names, np.exp(center + steps * widths))
-        return np.concatenate([_robust(_residuals(tried, cases, terms, bench)), steps])
-
-    least = np.array([-center[i] / widths[i] if name == "p" else -FAR for i, name in enumerate(names)])
-    steps = least_squares(error, np.zeros(len(names)), bounds=(least, FAR), max_nfev=EVALUATIONS).x
-    fit = _with(start, names, np.exp(center + steps * widths))
+    fit = most_probable(start, widths, lambda tried: _residuals(tried, cases, terms, bench))
     source = Source(kind="fitted", title=title or f"{len(cases)} points of {cases.operation}")
     return replace(fit, box=box_of(cases), source=source)
+
+
+def most_probable(start: Fit, widths: Mapping[str, float], residuals: Callable[[Fit], Floats]) -> Fit:
+    """Find a fit's most probable parameters, given what a fit leaves of each point.
+
+    Parameters
+    ----------
+    start : parameters where they are expected
+    widths : of those that are sought, the standard deviation of log(parameter / expected)
+    residuals : log(predicted / measured) of every point under a fit
+    """
+    names = list(widths)
+    center, width = np.log([start.params[name] for name in names]), np.array(list(widths.values()))
+
+    def error(steps: Float[np.ndarray, " parameter"]) -> Float[np.ndarray, " residual"]:
+        tried = _with(start, names, np.exp(center + steps * width))
+        return np.concatenate([_robust(residuals(tried)), steps])
+
+    least = np.array([-center[i] / width[i] if name == "p" else -FAR for i, name in enumerate(names)])
+    steps = least_squares(error, np.zeros(len(names)), bounds=(least, FAR), max_nfev=EVALUATIONS).x
+    return _with(start, names, np.exp(center + steps * width))
 
 
 def check(cases: Cases, *, fewest: int) -> None:

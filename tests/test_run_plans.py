@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moesim.validate.layers.spec import from_json
 from moesim.validate.run.batches import choices, counts_of, tokens_of, used
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, read_bundle, write_bundle
-from moesim.validate.run.choosing import named, pairs_of, picks, rivals, spread
+from moesim.validate.run.choosing import crossings, named, pairs_of, picks, rivals, spread
 from moesim.validate.run.course import Rebuild, walked
 from moesim.validate.run.figure import figure
 from moesim.validate.run.machine import CABLE, on_machine
@@ -81,6 +81,18 @@ def test_the_search_picks_and_rivals_differ_from_its_pick_in_one_axis(scenario):
     pairs = pairs_of(named(pools), pools)
     assert {pair.axis for pair in pairs if pair.first == named(pools)[0]} == {"parallel.ep", "gating", "placement"}
     assert rivals(best, study.space, 2, 0) == others  # a seed chooses, not chance
+
+
+def test_plans_that_differ_from_the_pick_in_two_axes_are_compared_with_its_rivals(scenario):
+    study = load_study(scenario)
+    best = pool_of(32)
+    others = rivals(best, study.space, 2, 0)
+    crossed = crossings(best, others, study.space, 2)
+    assert len(others) == len(crossed) == 3  # two values on each of three axes
+    names = ["best", *(f"rival {n}" for n in range(3)), *(f"crossed {n}" for n in range(3))]
+    pairs = pairs_of(names, [best, *(pool for _, pool in others), *crossed])
+    assert sum(pair.first == "best" for pair in pairs) == 3
+    assert all(sum(pair.second == f"crossed {n}" for pair in pairs) == 2 for n in range(3))
 
 
 def test_two_plans_that_differ_in_two_axes_are_no_pair():

@@ -1,8 +1,8 @@
 """Which plans are run: the one that the search puts first and, by rule, its rivals; no list is written by hand.
 
 Rivals differ from the pick in one axis of the space. Where there are more of them than are to be run, a seeded draw
-leaves some out, axis by axis in turn so that every axis keeps its share. Two trials are compared where they differ in
-one axis alone.
+leaves some out, axis by axis in turn so that every axis keeps its share; where there are fewer, plans that differ in
+two axes follow. Two trials are compared where they differ in one axis alone.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ def rivals(best: Pool, space: Space, ranks: int, seed: int) -> list[tuple[str, P
     rng = stream(seed, "rivals")
     by_axis = [_shuffled(_other(best, axis, values, ranks), rng) for axis, values in space.axes.items()]
     return [rival for turn in zip_longest(*by_axis) for rival in turn if rival is not None]
+
+
+def crossings(best: Pool, some: Sequence[tuple[str, Pool]], space: Space, ranks: int) -> list[Pool]:
+    """List the pools that differ from the best in two axes, so that each differs in one from two of its rivals."""
+    found: list[Pool] = []
+    for (first, one), (second, other) in combinations(some, 2):
+        values = [value for value in space.axes[second] if first != second]
+        met = [
+            pool for _, pool in _other(one, second, values, ranks) if axes_of(pool)[second] == axes_of(other)[second]
+        ]
+        found += [pool for pool in met[:1] if axes_of(pool) not in map(axes_of, (best, *found))]
+    return found
 
 
 def _shuffled(some: Sequence[tuple[str, Pool]], rng: np.random.Generator) -> list[tuple[str, Pool]]:

@@ -63,7 +63,7 @@ def bundles_in(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for folder in folders or ([HERE] if HERE.is_dir() else []):
-        results = sorted(path for path in folder.rglob(RESULTS) if path.parent.name != MACHINE)
+        results = sorted(path for path in folder.rglob(RESULTS) if MACHINE not in path.relative_to(folder).parts)
         if not results and folders:
             raise _refusal(str(folder), "holds no results", f"run it with `python -m {EXECUTE} {folder}`")
         for path in results:

@@ -50,7 +50,9 @@ class Walked:
     aside: Predicted
 
 
-def walked(scenario: Scenario, pool: Pool, chosen: Chosen, rebuild: Rebuild, *, seed: int) -> Walked:
+def walked(
+    scenario: Scenario, pool: Pool, chosen: Chosen, rebuild: Rebuild, *, seed: int, drift: float = 0.0
+) -> Walked:
     """Predict a mean step of a plan whose policies react between steps.
 
     Parameters
@@ -59,6 +61,7 @@ def walked(scenario: Scenario, pool: Pool, chosen: Chosen, rebuild: Rebuild, *, 
     pool : one replica over all ranks
     chosen : the experts that tokens use, a step of the course after the other
     rebuild : the price of a change
+    drift : as of `predicting.forecast`
 
     Raises
     ------
@@ -69,7 +72,7 @@ def walked(scenario: Scenario, pool: Pool, chosen: Chosen, rebuild: Rebuild, *, 
     layout = arrange(scenario, pool, tokens=chosen.shape[2], seed=seed)
     still = float(_walk(pool, layout, steps, rebuild).stalls.mean())
     stretches = list(steps.stretches())
-    drawn = _drawn(stretches, scenario, seed)
+    drawn = _drawn(stretches, scenario, seed, drift)
     mean = sum(share * float(makespan(priced).mean()) for share, priced in stretches)
     slower = np.exp(rebuild.spread * stream(seed, "residuals recompile").standard_normal(DRAWN))
     parts = {name: sum(share * parts_of(priced)[name] for share, priced in stretches) for name in _names(stretches)}
@@ -83,10 +86,10 @@ Stretches = Sequence[tuple[float, Priced]]
 """Steps under one layout, and their share of the course."""
 
 
-def _drawn(stretches: Stretches, scenario: Scenario, seed: int) -> Float[np.ndarray, "residual"]:
+def _drawn(stretches: Stretches, scenario: Scenario, seed: int, drift: float) -> Float[np.ndarray, "residual"]:
     """Draw what the mean step may be wrong by; the same draws for all layouts."""
     residuals = Residuals(seed=seed, number=DRAWN)
-    each = [share * drawn_steps(priced, scenario, residuals) for share, priced in stretches]
+    each = [share * drawn_steps(priced, scenario, residuals, drift) for share, priced in stretches]
     return np.asarray(sum(each))
 
 

@@ -23,8 +23,8 @@ from .specs import compiled
 
 AWAY = (0.35, 0.7, 1.4, 2.8)
 """Tokens of the layers that are measured, over those of the plans that are compared; none has as many as these."""
-ROUNDS, DRAWS = 4, 2
-"""How often each is run, with how many batches."""
+ROUNDS, DRAWS = 3, 2
+"""How often each is run in a session, with how many batches."""
 
 
 FACTORS = (1.5, 2.25)

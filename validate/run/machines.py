@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from moesim.world.scenario import Scenario
 from .bundle import Bundle, Choices, Setting, Trial, write_bundle
 from .course import Rebuild
 from .gauging import RECOMPILE, ROUNDS, Gauge
-from .results import Results, read_results
+from .results import Measured, read_results
 from .tuning import LEVELS, Part, Point, cold, fitted, told, tuned
 
 EXECUTE = f"{__package__}.execute"
@@ -33,10 +35,17 @@ class Machines:
     ----------
     nodes : by kind; none: the profile's node serves all
     rebuild : compiling a layer anew; None: what the framework's file says
+    drift : by how much a layer takes longer or shorter in one run than in the next, standard deviation of the logarithm
     """
 
     nodes: Mapping[str, Node]
     rebuild: Rebuild | None = None
+    drift: float = 0.0
+
+    @property
+    def apart(self) -> float:
+        """The same of a run to come and the mean of those that the machine was measured in."""
+        return self.drift * math.sqrt(1 + 1 / SESSIONS)
 
     def scenario(self, scenario: Scenario, kind: str) -> Scenario:
         """Put the node of a kind into a scenario; where it was not measured, that of the first kind."""
@@ -56,8 +65,7 @@ class Machines:
 
     def told(self) -> dict[str, dict[str, Mapping[str, float]]]:
         """Return all that was fitted, by kind and key."""
-        fits = {kind: dict(told(node)) for kind, node in self.nodes.items()}
-        return fits if self.rebuild is None else {**fits, RECOMPILE: {"": asdict(self.rebuild)}}
+        return {kind: dict(told(node)) for kind, node in self.nodes.items()}
 
 
 AS_PROFILED = Machines(nodes={})
@@ -70,27 +78,29 @@ def run_bundles(*folders: Path) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """The layers that a machine is measured with: each a trial, and the point that its time becomes."""
+class Layer:
+    """A layer that a machine is measured with: a trial, the point that its time becomes, and each session's times."""
 
     gauge: Gauge
     trial: Trial
     point: Point
+    found: tuple[Measured, ...] = ()
 
 
-def measured_machines(scenario: Scenario, layers: list[Measured], bundle: Bundle, folder: Path, title: str) -> Machines:
-    """Run layers of the scenario's shape and fit the machine to them.
+def measured_machines(scenario: Scenario, layers: list[Layer], bundle: Bundle, folder: Path, title: str) -> Machines:
+    """Run layers of the scenario's shape, in sessions of their own processes, and fit the machine to them.
 
     Raises
     ------
     MoesimError
         None of them could be run.
     """
-    write_bundle(folder, bundle, {}, {"note": "layers that the machine is measured with"})
-    run_bundles(folder)
-    results = read_results(folder)
-    seen = [_seen(each, results) for each in layers]
-    points = [each for each in seen if each is not None]
+    folders = [folder / f"session-{number}" for number in range(1, SESSIONS + 1)]
+    for each in folders:
+        write_bundle(each, bundle, {}, {"note": "layers that the machine is measured with"})
+        run_bundles(each)
+    sessions = [read_results(each).trials for each in folders]
+    points = [seen for each in layers if (seen := _seen(each, sessions)) is not None]
     node, fabric = scenario.hardware.offers[0].node, scenario.hardware.fabric
     nodes: dict[str, Node] = {}
     for kind in dict.fromkeys(each.gauge.kind for each in points if each.gauge.kind not in EXTRA):
@@ -98,12 +108,12 @@ def measured_machines(scenario: Scenario, layers: list[Measured], bundle: Bundle
         nodes[kind] = _with_tiers(tuned(node, fabric, some, title), fabric, points, title)
     if not nodes:
         raise MoesimError(f"{folder}: no layer could be measured; its results say why")
-    return Machines(
-        nodes=nodes,
-        rebuild=_rebuild([results.trials[each.trial.name].compiled for each in points if each.gauge.kind == RECOMPILE]),
-    )
+    rebuilt = [one.compiled for each in points if each.gauge.kind == RECOMPILE for one in each.found]
+    return Machines(nodes=nodes, rebuild=_rebuild(rebuilt), drift=_drift(points))
 
 
+SESSIONS = 2
+"""How often the layers are run, each time in new processes: what differs is how far two runs of one plan lie apart."""
 EXTRA = ("two_dh", "cache", RECOMPILE)
 """Kinds of layers that tell about a tier alone, or about compiling."""
 
@@ -116,21 +126,29 @@ def _rebuild(seconds: Sequence[float]) -> Rebuild | None:
     return Rebuild(seconds=float(np.exp(logs.mean())), spread=float(logs.std(ddof=1)))
 
 
-def _seen(each: Measured, results: Results) -> Measured | None:
-    """Put a layer's measured parts into its point; None where it was not run to its end.
+def _seen(each: Layer, sessions: Sequence[Mapping[str, Measured]]) -> Layer | None:
+    """Put a layer's measured parts into its point, the mean over sessions; None where one did not run it to its end.
 
     None of these layers overlaps anything, so parts are scaled to add up to a step as it was timed without a clock, by
     turns with other layers, whose weights had taken its own out of the caches.
     """
-    found = results.trials.get(each.trial.name)
-    if found is None or found.failed or not found.parts:
+    found = [session[each.trial.name] for session in sessions if each.trial.name in session]
+    if len(found) < len(sessions) or any(one.failed or not one.parts for one in found):
         return None
-    scale = 1.0 if each.gauge.kind == "cache" else found.seconds / sum(found.parts.values())
-    parts = {**{name: scale * seconds for name, seconds in found.parts.items()}, "step": found.seconds}
-    return replace(each, point=replace(each.point, parts=parts))
+    whole = each.gauge.kind == "cache"
+    scaled = [(one, 1.0 if whole else one.seconds / sum(one.parts.values())) for one in found]
+    parts = {name: fmean(scale * one.parts[name] for one, scale in scaled) for name in found[0].parts}
+    point = replace(each.point, parts={**parts, "step": fmean(one.seconds for one in found)})
+    return replace(each, point=point, found=tuple(found))
 
 
-def _with_tiers(node: Node, fabric: tuple[Tier, ...], points: list[Measured], title: str) -> Node:
+def _drift(points: Sequence[Layer]) -> float:
+    """Return how far the runs of a layer lie about their mean, in logarithms, over all layers."""
+    logs = np.log([[one.seconds for one in each.found] for each in points])
+    return float(np.sqrt(logs.var(axis=1, ddof=1).mean()))
+
+
+def _with_tiers(node: Node, fabric: tuple[Tier, ...], points: list[Layer], title: str) -> Node:
     """Fit the tiers that a few layers tell about: the link inside nodes, and where cold experts are."""
     two = [each.point for each in points if each.gauge.kind == "two_dh"]
     if two:
@@ -141,11 +159,11 @@ def _with_tiers(node: Node, fabric: tuple[Tier, ...], points: list[Measured], ti
     return node
 
 
-def _cold_part(each: Measured) -> Part:
+def _cold_part(each: Layer) -> Part:
     return cold(next(task.op.source for task in each.point.schedule.tasks if isinstance(task.op, Copy)))
 
 
-def _fetching(each: Measured, points: list[Measured]) -> Point:
+def _fetching(each: Layer, points: list[Layer]) -> Point:
     """Return what a step takes longer than the one whose experts are all there, of as many tokens."""
     choices = each.trial.choices
     there = next((other for other in points if other.trial.choices == choices and other is not each), None)
@@ -153,7 +171,7 @@ def _fetching(each: Measured, points: list[Measured]) -> Point:
     return replace(each.point, parts={"fetch": max(each.point.parts["step"] - resident, 1e-9)})
 
 
-def gauge_bundle(name: str, setting: Setting, layers: list[Measured], choices: Mapping[str, Choices]) -> Bundle:
+def gauge_bundle(name: str, setting: Setting, layers: list[Layer], choices: Mapping[str, Choices]) -> Bundle:
     """Gather the layers into a bundle; nothing is compared in it."""
     trials = tuple(each.trial for each in layers)
     return Bundle(

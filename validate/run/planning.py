@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from moesim.world.workload import Serving
 
 from .batches import Chosen, choices, tokens_of
 from .bundle import Bundle, Predicted, Setting, Trial, write_bundle
-from .choosing import MOST, axes_of, named, pairs_of, picks, rivals
+from .choosing import MOST, axes_of, crossings, named, pairs_of, picks, rivals
 from .course import walked
 from .gauging import DRAWS as GAUGE_DRAWS
 from .gauging import Gauge, gauges, kind_of
 from .machine import on_machine
-from .machines import AS_PROFILED, Machines, Measured, gauge_bundle, measured_machines
+from .machines import AS_PROFILED, Layer, Machines, gauge_bundle, measured_machines
 from .predicting import Forecast, forecast
 from .specs import spec_of
 from .tuning import Point
@@ -160,16 +160,16 @@ class _Drawn:
         key, tokens = self._routing(pool)
         scenario = self.machines.scenario(self.scenario, kind_of(pool))
         rebuild = self.machines.rebuilt(scenario, pool)
-        found = walked(scenario, pool, self.choices[key], rebuild, seed=self.asked.seed)
+        found = walked(scenario, pool, self.choices[key], rebuild, seed=self.asked.seed, drift=self.machines.apart)
         spec = spec_of(scenario, pool, found.forecast.layout, tokens, 0)
         whole = Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool))
         steps = replace(whole, name=f"{name}{ASIDE}", aside=name)
         return Made(pool=pool, trials=(whole, steps), predicted=(found.forecast.predicted, found.aside))
 
-    def layer(self, gauge: Gauge) -> Measured:
+    def layer(self, gauge: Gauge) -> Layer:
         """Describe a layer that the machine is measured with."""
         trial, found = self._both(gauge.name, gauge.pool)
-        return Measured(gauge=gauge, trial=trial, point=Point(schedule=found.schedule, parts={}))
+        return Layer(gauge=gauge, trial=trial, point=Point(schedule=found.schedule, parts={}))
 
     def _routing(self, pool: Pool) -> tuple[str, int]:
         """Draw what a plan's tokens choose, unless another of as many did, and return its name with their number."""
@@ -183,7 +183,7 @@ class _Drawn:
     def _both(self, name: str, pool: Pool) -> tuple[Trial, Forecast]:
         key, tokens = self._routing(pool)
         scenario = self.machines.scenario(self.scenario, kind_of(pool))
-        found = forecast(scenario, pool, self.choices[key], seed=self.asked.seed)
+        found = forecast(scenario, pool, self.choices[key], seed=self.asked.seed, drift=self.machines.apart)
         spec = spec_of(scenario, pool, found.layout, tokens, found.way)
         return Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool)), found
 
@@ -202,7 +202,8 @@ def _pools(study: Study, drawn: _Drawn) -> list[Pool]:
         except (PolicyError, InputError) as fault:
             why = str(fault)
         else:
-            return [best, *(pool for _, pool in rivals(best, study.space, ranks, asked.seed))]
+            found = rivals(best, study.space, ranks, asked.seed)
+            return [best, *(pool for _, pool in found), *crossings(best, found, study.space, ranks)]
     raise PlanError("space", [Fault(path="", problem=f"has no plan that can be run: {why}", remedy="widen it")])
 
 
@@ -242,6 +243,8 @@ def write(folder: Path, planned: Planned, profile: str, machines: Machines = AS_
         "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "profile": profile,
         "fits": machines.told(),
+        "drift": machines.drift,
+        "recompile": asdict(machines.rebuild) if machines.rebuild is not None else {},
         "left_out": dict(planned.left_out),
     }
     return write_bundle(folder, planned.bundle, planned.predictions, grounds)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moesim.deployments.residuals import Residuals
+from moesim.ground.streams import stream
 from moesim.passes.breakdown import breakdown
 from moesim.passes.lowering import arrange, lower
 from moesim.passes.timeline import makespan, timeline
@@ -41,7 +42,7 @@ class Forecast:
     schedule: Schedule
 
 
-def forecast(scenario: Scenario, pool: Pool, chosen: Chosen, *, seed: int) -> Forecast:
+def forecast(scenario: Scenario, pool: Pool, chosen: Chosen, *, seed: int, drift: float = 0.0) -> Forecast:
     """Predict the mean time of a plan's step over its draws.
 
     Parameters
@@ -49,6 +50,7 @@ def forecast(scenario: Scenario, pool: Pool, chosen: Chosen, *, seed: int) -> Fo
     scenario : on the machine at hand
     pool : one replica over all ranks
     chosen : the experts that tokens use
+    drift : how far a run may lie from what the machine was measured in, standard deviation of the logarithm
 
     Raises
     ------
@@ -59,7 +61,8 @@ def forecast(scenario: Scenario, pool: Pool, chosen: Chosen, *, seed: int) -> Fo
     ways = priced_ways(scenario, pool, layout, chosen)
     totals = [float(makespan(each).mean()) for each in ways]
     way = int(np.argmin(totals))
-    predicted = _predicted(ways[way], totals[way], scenario, seed)
+    drawn = drawn_steps(ways[way], scenario, Residuals(seed=seed, number=DRAWN), drift)
+    predicted = predicted_of(totals[way], drawn, parts_of(ways[way]), outside_of(ways[way], scenario))
     return Forecast(predicted=predicted, layout=layout, way=way, schedule=ways[way].schedule)
 
 
@@ -114,17 +117,14 @@ def _missing(pool: Pool, layout: Layout, counts: Int[np.ndarray, "draw rank expe
     return [float(m.max() / max(a.max(), 1)) for m, a in zip(missed, accessed.sum(axis=2), strict=True)]
 
 
-def _predicted(priced: Priced, mean: float, scenario: Scenario, seed: int) -> Predicted:
-    """Draw what the costs may be wrong by, and say where the time goes."""
-    drawn = drawn_steps(priced, scenario, Residuals(seed=seed, number=DRAWN))
-    return predicted_of(mean, drawn, parts_of(priced), outside_of(priced, scenario))
-
-
-def drawn_steps(priced: Priced, scenario: Scenario, residuals: Residuals) -> Float[np.ndarray, "residual"]:
-    """Seconds of a mean step with what each cost may be wrong by."""
+def drawn_steps(
+    priced: Priced, scenario: Scenario, residuals: Residuals, drift: float
+) -> Float[np.ndarray, "residual"]:
+    """Seconds of a mean step with what each cost may be wrong by, and the whole run."""
     offer, fabric = scenario.hardware.offers[0], scenario.hardware.fabric
     steps = makespan(residuals.applied(priced, offer.node, fabric))
-    return np.asarray(steps.reshape(residuals.number, -1).mean(axis=1))
+    slower = np.exp(drift * stream(residuals.seed, "residuals drift").standard_normal(residuals.number))
+    return np.asarray(steps.reshape(residuals.number, -1).mean(axis=1) * slower)
 
 
 def outside_of(priced: Priced, scenario: Scenario) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """A machine's costs fitted to parts of layers that were measured on it: moesim's own forms, a few parameters each.
 
 Parts are fitted one after another, since some hold ops of an earlier one. What a part holds besides its own kernel is
-priced as it stands. Parameters are sought near where the profile has them, the more so the fewer points there are.
+priced as it stands. Parameters are sought as `calibrate fit` seeks them, near where the profile has them, the more so
+the fewer points there are. How wrong a fit is on a layer that it has not seen follows from leaving out each in turn.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
-from scipy.optimize import least_squares
+from jaxtyping import Float
 
 from moesim.ground.units import Source
 from moesim.schedules.costs.fits import Machine, fit_of, fit_of_tier, machine_of
@@ -21,21 +22,21 @@ from moesim.schedules.ops import AllToAll, Copy, Op
 from moesim.schedules.schedule import Schedule
 from moesim.world.hardware import MEMORY_TIERS, Fit, Node, Tier
 
-DRIFT = 0.05
-"""How far the same layer drifts from one minute to the next, standard deviation of the logarithm: assumed."""
+from .wing import fit, spread
+
+Floats = Float[np.ndarray, "point"]
+
 WIDE = 3.0
 """Standard deviation of log(parameter / where it is sought): a factor of twenty either way is not unexpected."""
-SCALE = 0.05
-"""Residual at which a point begins to count less."""
 MATCHED = "gemm/bf16"
 
 FREE: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        "gemm": {"overhead": 0.0, "throttle": 0.0, "tail": 0.0, "thin": 0.0, "cache": 0.0, "p": 1.0},
+        "gemm": {"overhead": 0.0, "throttle": 0.0, "tail": 0.0, "thin": 0.0, "cache": 0.0, "split": 0.0, "p": 1.0},
         "grouped_gemm": {"overhead": 0.0, "throttle": 0.0, "tail": 0.0, "thin": 0.0, "pad": 0.0, "p": 1.0},
         "all_to_all": {"latency": 0.0, "per_message": 0.0, "efficiency": 0.9},
         "elementwise": {},
-        "attention_prefill": {"tail": 0.0},
+        "attention_prefill": {"tail": 0.0, "overhead": 0.0},
         "copy": {"latency": 0.0},
     }
 )
@@ -146,26 +147,26 @@ def fitted(node: Node, fabric: tuple[Tier, ...], points: Sequence[Point], part: 
     if not some:
         return node
     start = _start(node, fabric, part)
-    center = np.log([start.params[name] for name in part.sought])
-    measured = np.array([_seconds(point, part) for point in some])
+    widths = dict.fromkeys(part.sought, WIDE)
 
-    def tried(steps: np.ndarray) -> Fit:
-        values = dict(zip(part.sought, np.exp(center + WIDE * steps).tolist(), strict=True))
-        return replace(start, params=MappingProxyType({**start.params, **values}))
+    def left(points: Sequence[Point], tried: Fit) -> Floats:
+        machine = machine_of(with_fits(node, {part.key: tried}), fabric)
+        measured = np.array([_seconds(point, part) for point in points])
+        return np.log([_priced(point.schedule, part, machine) for point in points] / measured)
 
-    def residuals(steps: np.ndarray) -> np.ndarray:
-        machine = machine_of(with_fits(node, {part.key: tried(steps)}), fabric)
-        return np.log([_priced(point.schedule, part, machine) for point in some] / measured)
+    def found(points: Sequence[Point]) -> Fit:
+        return fit.most_probable(start, widths, lambda tried: left(points, tried))
 
-    def error(steps: np.ndarray) -> np.ndarray:
-        return np.concatenate([_robust(residuals(steps)), steps])
+    made = replace(found(some), source=Source(kind="fitted", title=title), box={})
+    if len(some) > 1:
+        unseen = [left([each], found([other for other in some if other is not each])) for each in some]
+        made = _together(spread.with_spread(made, np.concatenate(unseen), np.arange(len(some))))
+    return with_fits(node, {part.key: made})
 
-    found = least_squares(error, np.zeros(len(part.sought)), max_nfev=200).x
-    left = float(np.sqrt(np.mean(residuals(found) ** 2)))
-    fit = replace(
-        tried(found), shared=math.hypot(left, DRIFT), point=left, source=Source(kind="fitted", title=title), box={}
-    )
-    return with_fits(node, {part.key: fit})
+
+def _together(fit: Fit) -> Fit:
+    """Let all shapes err alike: the layers that are compared lie between those that were measured, near one another."""
+    return replace(fit, shared=math.hypot(fit.shared, fit.point), point=0.0)
 
 
 def _start(node: Node, fabric: tuple[Tier, ...], part: Part) -> Fit:
@@ -180,12 +181,6 @@ def _start(node: Node, fabric: tuple[Tier, ...], part: Part) -> Fit:
         prior = fit_of(bare, operation, dtype or "bf16", kernel if operation.startswith("attention") else "default")
     fixed = {**FREE[operation], **{name: prior.params[name] for name in part.sought if prior.params[name] > 0}}
     return replace(prior, params=MappingProxyType({**prior.params, **fixed}))
-
-
-def _robust(residuals: np.ndarray) -> np.ndarray:
-    """Turn residuals into ones whose squares are soft-L1."""
-    scaled = residuals / SCALE
-    return np.asarray(np.sign(scaled) * np.sqrt(2 * (np.sqrt(1 + scaled * scaled) - 1)))
 
 
 def _seconds(point: Point, part: Part) -> float:
@@ -219,5 +214,5 @@ def _sharers(op: Op, machine: Machine, ranks: int) -> int:
 
 def told(node: Node) -> Iterator[tuple[str, Mapping[str, float]]]:
     """Yield the parameters of every fit of a node, by key: what a prediction says that it rests on."""
-    for key, fit in sorted(node.device.fits.items()):
-        yield key, {**{name: float(f"{value:.4g}") for name, value in fit.params.items()}, "shared": fit.shared}
+    for key, each in sorted(node.device.fits.items()):
+        yield key, {**{name: float(f"{value:.4g}") for name, value in each.params.items()}, "shared": each.shared}
