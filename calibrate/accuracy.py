@@ -19,6 +19,7 @@ from .fit import Bench, fit_cases, predict
 from .from_tables import SEED, bench_of
 from .goals import CARRIES, EIGHT, FORMED, GOALS, KEPT, Carry, Goal
 from .layer_sums import Scored, layers
+from .residual import with_residual
 from .scores import Score, score
 from .spread import TENTH, residuals, with_spread
 from .tables import folder_of
@@ -88,7 +89,8 @@ def table(goal: Goal, system: str, data: Path | None = None) -> Cases | None:
 def _held_out(goal: Goal, system: str, cases: Cases) -> Scored:
     parts = split(cases, goal.points, seed=SEED, families=goal.families, most=MOST)
     bench = bench_of(system, cases)
-    fit = fit_cases(cases.take(parts.fitted), bench)
+    fitted = cases.take(parts.fitted)
+    fit = with_residual(fit_cases(fitted, bench), fitted, bench)
     return _scored(fit, cases.take(parts.spread), cases.take(parts.scored), bench)
 
 

@@ -42,6 +42,7 @@ _WIDTHS: Mapping[str, float] = MappingProxyType(
         "p": 0.3,
         "launch": 1.0,
         "latency": 0.7,
+        "per_slot": 2.0,
         **{f"{name}_launch": 0.7 for name in PROTOCOLS},
         **{f"{name}_efficiency": 0.3 for name in PROTOCOLS},
     }

@@ -18,6 +18,7 @@ from .choose import split
 from .fastest import Fitted, by_key
 from .fit import Bench, fit_cases
 from .published import published
+from .residual import with_residual
 from .spread import residuals, with_spread
 from .tables import DEVICES, NODES, ORIGIN, folder_of
 
@@ -45,13 +46,13 @@ def fit_kernel(system: str, cases: Cases) -> Fitted:
     bench = bench_of(system, cases)
     title = f"{ORIGIN}: {cases.kernel}"
     number = min(POINTS, len(cases) // 2)
-    fit = fit_cases(cases.take(split(cases, number, seed=SEED).fitted), bench, title=f"{title}, {number} points")
+    fitted = cases.take(split(cases, number, seed=SEED).fitted)
+    fit = with_residual(fit_cases(fitted, bench, title=f"{title}, {number} points"), fitted, bench)
     families = len(np.unique(cases.family))
     held_out = families // 2 if families >= FAMILIES else 0
     parts = split(cases, number, seed=f"{SEED} spread", families=held_out, most=UNSEEN)
-    unseen = np.concatenate([parts.spread, parts.scored])
-    other = fit_cases(cases.take(parts.fitted), bench)
-    held = cases.take(unseen)
+    fitted, held = cases.take(parts.fitted), cases.take(np.concatenate([parts.spread, parts.scored]))
+    other = with_residual(fit_cases(fitted, bench), fitted, bench)
     return Fitted(cases=cases, bench=bench, fit=with_spread(fit, residuals(held, bench, other), held.family))
 
 

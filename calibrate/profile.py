@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from moesim.files.residuals import residual_tree
 from moesim.ground.units import Source
 from moesim.world.hardware import Fit
 
@@ -47,6 +48,7 @@ def as_yaml(fits: Mapping[str, Fit], *, head: str = "") -> str:
 
 
 def _fit(fit: Fit, source: str) -> dict[str, Any]:
+    left = {} if fit.residual is None else {"residual": residual_tree(fit.residual)}
     return {
         "form": fit.form,
         "params": {name: _short(value) for name, value in fit.params.items()},
@@ -54,6 +56,7 @@ def _fit(fit: Fit, source: str) -> dict[str, Any]:
         "point": _short(fit.point),
         "box": {name: [_short(low), _short(high)] for name, (low, high) in fit.box.items()},
         "source": source,
+        **left,
     }
 
 

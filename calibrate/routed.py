@@ -19,25 +19,17 @@ Rows = Float[np.ndarray, "slot case draw"]
 
 
 def slots_of(cases: Cases, chunk: int) -> Iterator[tuple[Index, Rows]]:
-    """Give the rows of every slot, points of about as many slots together, `chunk` numbers at a time."""
+    """Give the rows of every slot, points of as many slots together, `chunk` numbers at a time."""
     drawn = _dealt if "skew" in cases.inputs else _routed
     slots = (cases.inputs["slots"] if "slots" in cases.inputs else cases.inputs["experts"] / cases.inputs["ep"]).astype(
         int
     )
-    buckets = 2 ** np.ceil(np.log2(np.maximum(slots, 1))).astype(int)
-    for most in np.unique(buckets):
-        here = np.flatnonzero(buckets == most)
-        step = max(chunk // (int(most) * DRAWS), 1)
+    for number in np.unique(slots):
+        here = np.flatnonzero(slots == number)
+        step = max(chunk // (int(number) * DRAWS), 1)
         for first in range(0, len(here), step):
             part = here[first : first + step]
-            yield part, _padded([drawn(cases, one) for one in part], int(most))
-
-
-def _padded(rows: list[Int[np.ndarray, "draw slot"]], most: int) -> Rows:
-    out = np.zeros((most, len(rows), max(len(one) for one in rows)))
-    for number, one in enumerate(rows):
-        out[: one.shape[1], number] = one.T  # a single draw stands for all
-    return out
+            yield part, np.stack([drawn(cases, one).T.astype(float) for one in part], axis=1)
 
 
 def _dealt(cases: Cases, one: int) -> Int[np.ndarray, "draw slot"]:

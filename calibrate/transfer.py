@@ -20,7 +20,7 @@ def carried(fit: Fit, cases: Cases, sibling: Bench, device: Bench) -> Fit:
 
     Every parameter keeps its ratio to the datasheet prior: peaks, bandwidths and caches scale with the sheets, launches
     and latencies, which no sheet states, stay. Inside one architecture that predicts 5 to 10 % (docs/accuracy); across
-    architectures kernels change and it does not.
+    architectures kernels change and it does not. What the form leaves over is not carried.
 
     Parameters
     ----------
@@ -40,6 +40,7 @@ def carried(fit: Fit, cases: Cases, sibling: Bench, device: Bench) -> Fit:
         shared=max(fit.shared, ours.shared),
         source=Source(kind="derived", title=title),
         box=MappingProxyType({}),
+        residual=None,
     )
 
 

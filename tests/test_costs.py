@@ -143,6 +143,7 @@ CONSTANTS = (
     "launch",
     "overhead",
     "split",
+    "per_slot",
     "call",
     "latency",
     "per_message",
@@ -181,7 +182,9 @@ def _free(base, names):
     for form in ("gemm", "grouped_gemm", "attention_prefill", "attention_decode", "attention_backward", "elementwise"):
         known = fit_of(base.device, form).params
         params = {name: 1e60 for name in names if name in known}
-        params |= {name: 0.0 for name in ("launch", "overhead", "split", "throttle", "cache") if name in known}
+        params |= {
+            name: 0.0 for name in ("launch", "overhead", "split", "per_slot", "throttle", "cache") if name in known
+        }
         fits[form] = fit(form, **params)
     return with_fits(base, fits)
 

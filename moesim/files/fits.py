@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 
 from moesim.files.checked import Readers, Rules, check, refuse
+from moesim.files.residuals import read_residual
 from moesim.files.sources import Split, split
 from moesim.files.trees import Tree, read
 from moesim.ground.errors import ProfileError, nearest
 from moesim.ground.units import Source
-from moesim.world.hardware import Fit
+from moesim.world.hardware import Fit, Residual
 
 FITS = "fits"
 """The part of a device that names its sources in its own way, and the folder of what was fitted for built-in ones."""
@@ -38,8 +39,8 @@ def load_fits(file: Traversable, label: str) -> Mapping[str, Fit]:
 
 
 def by_key(parts: Split, file: str) -> Readers:
-    """Read the source of a fit by the name it has in the file."""
-    return {Source: lambda key: _source(key, parts.table, file)}
+    """Read the source of a fit by the name it has in the file, and its residual, if it has one."""
+    return {Source: lambda key: _source(key, parts.table, file), Residual: lambda tree: read_residual(tree, file)}
 
 
 def _source(key: Tree, table: Mapping[str, Source], file: str) -> Source:

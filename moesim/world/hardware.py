@@ -27,11 +27,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """What a cost form leaves over of the points it was fitted to, as `schedules/costs/residuals` interpolates it.
+
+    Attributes
+    ----------
+    inputs : sizes by which points are told apart
+    lengths : by input, the change of its logarithm over which residuals change
+    places : by point, the logarithm of each input; beyond the range of them there is no residual
+    weights : by point
+    """
+
+    inputs: tuple[str, ...]
+    lengths: tuple[float, ...]
+    places: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """One calibrated cost form: its parameters, how wrong it is, and where it may be trusted.
 
     `shared` and `point` are standard deviations of log(measured / predicted): the part common to all shapes and the
-    part of each shape. `box` is the calibrated range of every input; a prediction outside it is flagged.
+    part of each shape. `box` is the calibrated range of every input; a prediction outside it is flagged. `residual`
+    says what the form leaves over, if that is known; it never counts outside the points it was found on.
     """
 
     form: str
@@ -40,6 +59,7 @@ class Fit:
     point: float
     box: Mapping[str, tuple[float, float]]
     source: Source
+    residual: Residual | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

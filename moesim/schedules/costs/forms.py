@@ -37,6 +37,7 @@ from moesim.schedules.costs.kernels import (
     grouped_loads,
     host,
 )
+from moesim.schedules.costs.residuals import corrected
 from moesim.schedules.ops import (
     AllToAll,
     Attend,
@@ -112,17 +113,17 @@ def _product_fits(op: Gemm | Grouped, machine: Machine) -> Mapping[str, Fit]:
 
 
 def _price_gemm(op: Gemm, machine: Machine) -> tuple[Time, Demand]:
-    params = machine.kernel("gemm", op.dtype).params
+    fit = machine.kernel("gemm", op.dtype)
     time = gemm(
         op.m,
         op.n,
         op.k,
         stored=bytes_of(op.dtype),
         operand=_operand(op, machine),
-        params=params,
+        params=fit.params,
         processors=machine.device.processors,
     )
-    return time, NOTHING
+    return corrected(time, op, fit.residual, lambda: floor(op, machine)), NOTHING
 
 
 def _load_gemm(op: Gemm, machine: Machine) -> tuple[Time, ...]:
@@ -213,8 +214,9 @@ def _attention_fits(op: Attend, machine: Machine) -> Mapping[str, Fit]:
 
 
 def _price_attention(op: Attend, machine: Machine) -> tuple[Time, Demand]:
-    params = _attention_fit(op, machine).params
-    return attention(op, params=params, processors=machine.device.processors), NOTHING
+    fit = _attention_fit(op, machine)
+    time = attention(op, params=fit.params, processors=machine.device.processors)
+    return corrected(time, op, fit.residual, lambda: floor(op, machine)), NOTHING
 
 
 def _load_attention(op: Attend, machine: Machine) -> tuple[Time, ...]:

@@ -199,7 +199,8 @@ def grouped(
 ) -> Time:
     """A grouped product reads the weights of the experts that have rows, and pads each one's rows to tiles.
 
-    launch + norm_p(tensor, memory, panel) + S (k operand + 2 n) / activation_bandwidth + A per_expert
+    launch + norm_p(tensor, memory, panel) + S (k operand + 2 n) / activation_bandwidth
+           + A per_expert + slots x per_slot
 
     S, A   = sum of rows over slots, number of slots with rows
     tensor = throttled(max(tile, tiles x panels / processors + tail x tile)),  panels = ceil(n / columns)
@@ -217,7 +218,7 @@ def grouped(
     rows : rows per slot, slots first
     n, k : sizes of each product
     stored, operand : bytes per element of the weights as stored, and of both operands as multiplied
-    params : as for `gemm`, and activation_bandwidth (B/s), pad (tiles), per_expert (s)
+    params : as for `gemm`, and activation_bandwidth (B/s), pad (tiles), per_expert, per_slot (s)
     processors : processors of the device
     reread : share of the products whose weights come from memory; the cache still has the others'
 
@@ -228,7 +229,7 @@ def grouped(
     Examples
     --------
     >>> params = dict(launch=1.0, peak=2.0 * 128 * 256, bandwidth=1e9, block_bandwidth=1e9, activation_bandwidth=1e9,
-    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0, per_expert=0.0)
+    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0, per_expert=0.0, per_slot=0.0)
     >>> rows, n, k = np.array([[16.0], [32.0], [0.0]]), np.array([256.0]), np.array([8.0])  # a tile of 16 rows: 1 s
     >>> grouped(rows, n, k, stored=0.0, operand=2.0, params=params, processors=1).round(3)  # 1 + (1 + 0.5) + (2 + 0.5)
     array([5.])
@@ -245,6 +246,7 @@ def grouped(
     time: Time = norm(params["p"], tensor, memory, weights / (panels * params["block_bandwidth"]))
     time += total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
     time += active * params["per_expert"]
+    time += len(rows) * params["per_slot"]
     time *= active > 0
     time += params["launch"]
     return time

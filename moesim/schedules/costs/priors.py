@@ -33,6 +33,7 @@ OVERHEAD = 0.5e-6  # prologue and epilogue of a tile; assumed
 SPLIT = 2e-6  # adding up the parts of a cut k, or of a split sequence; section 10: 2 to 4 us and 2 to 6 us
 ATTENDED = 2e-6  # the same as OVERHEAD of a tile of queries; section 10: 1 to 3 us in prefill, 2 to 6 us in decode
 PAD = 0.5  # tiles lost per expert: the mean of rounding ragged rows up
+PER_SLOT = 2e-8  # section 10: 0.11 us in TensorRT-LLM's grouped products in fp8 blocks, 0.004 us in SGLang's
 NORM = 2.0  # section 1: p is about 2-3
 HEAD_TILE = 16.0  # rows of the smallest tensor-core instruction (NVIDIA PTX ISA, mma.m16n8k16)
 LATENT_TILE = 50.0  # section 3: heads are padded to about 45-60 in latent-attention kernels
@@ -65,7 +66,7 @@ _TILED = ("launch", "peak", "bandwidth", "block_bandwidth", "overhead", "throttl
 PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "gemm": (*_TILED, "split", "cache", "cache_bandwidth", "quantize_bandwidth"),
-        "grouped_gemm": (*_TILED, "activation_bandwidth", "pad", "per_expert"),
+        "grouped_gemm": (*_TILED, "activation_bandwidth", "pad", "per_expert", "per_slot"),
         "attention_prefill": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "overhead", "p"),
         "attention_backward": ("launch", "peak", "bandwidth", "half_width", "diagonal", "tail", "overhead", "p"),
         "attention_decode": (
@@ -161,6 +162,7 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
         "thin": THIN,
         "pad": PAD,
         "per_expert": 0.0,  # a fused kernel; a loop over experts launches each
+        "per_slot": PER_SLOT,
         "p": NORM,
         "half_width": HALF_WIDTH,
         "diagonal": DIAGONAL,
