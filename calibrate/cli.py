@@ -107,18 +107,28 @@ def from_tables(*, system: str, data: Path | None = None, out: Path | None = Non
     Parameters
     ----------
     system
-        a100_sxm, h100_sxm, h200_sxm, b200_sxm, b300_sxm, gb200, gb300, l40s or rtx_pro_6000_server.
+        a100_sxm, h100_sxm, h200_sxm, b200_sxm, b300_sxm, gb200, gb300, l40s or rtx_pro_6000_server; or `all`.
     data
         Folder with one folder of tables per system; those of the package aiconfigurator-core if not given.
     out
-        Where to write the fits; SYSTEM.yaml if not given.
+        Where to write the fits; SYSTEM.yaml if not given. With `all` the folder of files by device, fits if not given.
     """
+    from .tables import DEVICES
+
+    if system != "all":
+        _from_tables(system, data, out if out is not None else Path(f"{system}.yaml"))
+        return
+    for name, device in DEVICES.items():
+        _from_tables(name, data, (out if out is not None else Path("fits")) / f"{device}.yaml")
+
+
+def _from_tables(system: str, data: Path | None, target: Path) -> None:
+    """Fit what is published of one system and write it."""
     from .from_tables import profile_of
     from .profile import shown, write_profile
     from .tables import NOTICE
 
     fits = profile_of(system, data, told=lambda one: print(f"{one.cases.key}: {one.cases.kernel}", file=sys.stderr))
-    target = out if out is not None else Path(f"{system}.yaml")
     write_profile(target, fits, head=NOTICE)
     print("\n".join([*shown(fits), f"written to {target}"]))
 

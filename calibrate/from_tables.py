@@ -1,9 +1,9 @@
-"""A device's fits from published tables: every kernel's, and the fastest one's under the key that plans look up."""
+"""A device's fits from published tables: for each framework those of the kernels it runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,13 +11,14 @@ from types import MappingProxyType
 import numpy as np
 
 from moesim.files.profiles import load_profile
-from moesim.world.hardware import Fit
+from moesim.world.hardware import RUN_BY, Fit
 
 from .cases import Cases
 from .choose import split
-from .fastest import Fitted, by_key
+from .fastest import Fitted
 from .fit import Bench, fit_cases
 from .published import published
+from .ranking import by_key, framework_of, ranked
 from .residual import with_residual
 from .spread import residuals, with_spread
 from .tables import DEVICES, NODES, ORIGIN, folder_of
@@ -37,14 +38,15 @@ def bench_of(system: str, cases: Cases) -> Bench:
     return Bench(device=bare, tier=next(tier for tier in node.tiers if tier.name == cases.kind))
 
 
-def fit_kernel(system: str, cases: Cases) -> Fitted:
+def fit_kernel(system: str, cases: Cases, *, among: int = 1) -> Fitted:
     """Fit one kernel on the split's points and find how wrong it is on others.
 
     The fit is made of points of all families of shapes. How wrong it is on families not seen shows in a second fit, to
-    one half of them, on the other half.
+    one half of them, on the other half. The fit's source says among how many kernels of its framework it was chosen.
     """
     bench = bench_of(system, cases)
-    title = f"{ORIGIN}: {cases.kernel}"
+    chosen = f", the fastest of {among}" if among > 1 else ""
+    title = f"{ORIGIN}: {cases.kernel}{chosen}"
     number = min(POINTS, len(cases) // 2)
     fitted = cases.take(split(cases, number, seed=SEED).fitted)
     fit = with_residual(fit_cases(fitted, bench, title=f"{title}, {number} points"), fitted, bench)
@@ -62,16 +64,10 @@ FAMILIES = 6
 """Families of shapes from which half of them can stand for the other half."""
 
 
-def fits_of(system: str, data: Path | None = None) -> Iterator[Fitted]:
-    """Fit every kernel of a system."""
-    for cases in published(folder_of(system, data), system):
-        yield fit_kernel(system, cases)
-
-
 def profile_of(
     system: str, data: Path | None = None, *, told: Callable[[Fitted], None] = lambda one: None
 ) -> Mapping[str, Fit]:
-    """Fit everything that is published of a system.
+    """Fit what is published of a system: of each framework the fastest kernel that its form describes.
 
     Parameters
     ----------
@@ -81,14 +77,29 @@ def profile_of(
 
     Returns
     -------
-    the fastest kernel's fit under "operation/dtype", "operation/dtype/kind" or "operation/tier", which plans look up,
-    and each kernel's own under that and its name; kernels that their form does not describe are left out
+    what plans look up: under "operation/dtype", "operation/dtype/kind" or "operation/tier" the fastest kernel's fit, or
+    that of one which belongs to no framework; and under that and "@framework" the fit of a framework's own
     """
-    every = []
-    for one in fits_of(system, data):
+    fits: dict[str, Fit] = {}
+    for key, owners in by_key(published(folder_of(system, data), system)).items():
+        found = {name: one for name, ones in owners.items() if (one := _first(system, ones, told)) is not None}
+        if found:
+            usual = found.get("") or next(
+                found[framework_of(cases)] for cases in ranked([one.cases for one in found.values()])
+            )
+            fits[key] = usual.fit
+            fits |= {f"{key}{RUN_BY}{name}": one.fit for name, one in found.items() if one is not usual}
+    return fits
+
+
+def _first(system: str, kernels: Sequence[Cases], told: Callable[[Fitted], None]) -> Fitted | None:
+    """Fit kernels in turn until their form describes one."""
+    for cases in kernels:
+        one = fit_kernel(system, cases, among=len(kernels))
         told(one)
-        every.append(one)
-    return by_key(one for one in every if understood(one.fit))
+        if understood(one.fit):
+            return one
+    return None
 
 
 UNKNOWN = 0.6

@@ -57,6 +57,9 @@ NODES: Mapping[str, str] = MappingProxyType(
 )
 """The nodes in which their collectives were measured."""
 
+FRAMEWORKS: Mapping[str, str] = MappingProxyType({"sglang": "sglang", "trtllm": "tensorrt_llm", "vllm": "vllm"})
+"""Frameworks whose kernels were timed, and what plans call them."""
+
 STAMPS: Mapping[str, str] = MappingProxyType(
     {
         "a100_sxm": "A100",

@@ -393,6 +393,17 @@ def test_the_most_specific_fit_is_used():
     assert fit_of(device, "gemm", "fp8").shared == 0.2
     assert fit_of(device, "gemm", "bf16").shared == 0.1
     assert fit_of(device, "gemm", "bf16").source.kind == "fitted"
+
+
+def test_a_format_without_a_fit_takes_that_of_one_multiplied_alike() -> None:
+    own = replace(
+        fit_of(H200.device, "gemm", "fp8_block"), shared=0.3, source=replace(fit("gemm").source, kind="fitted")
+    )
+    device = replace(H200.device, fits={"gemm/fp8_block": own})
+    taken = fit_of(device, "gemm", "fp8")
+    assert (taken.shared, taken.source.kind) == (0.3, "derived")
+    assert taken.source.title.startswith("as fp8_block: ")
+    assert fit_of(device, "gemm", "bf16").shared != 0.3
     assert fit_of(device, "elementwise").source.kind == "derived"
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from moesim.calibrate.cases import Cases
 from moesim.calibrate.cli import app
 from moesim.calibrate.fit import predict
-from moesim.calibrate.from_tables import bench_of, fit_kernel, understood
+from moesim.calibrate.from_tables import bench_of, fit_kernel, profile_of, understood
 from moesim.calibrate.published import attentions, exchanges, gemms, mixtures, own_reductions, published, reductions
+from moesim.calibrate.ranking import ranked
 from moesim.calibrate.tables import DEVICES, NODES, STAMPS, folder_of, read_table, tables_of
+from worlds import uncalibrated
 
 from moesim.files.fits import load_fits
 from moesim.files.profiles import profile_names
 from moesim.ground.errors import InputError, MoesimError
+from moesim.world.hardware import run_by
 
+NODE = uncalibrated("nvidia/hgx-h100")
 H100 = "NVIDIA H100 80GB HBM3"
 
 
@@ -181,3 +187,43 @@ def test_every_system_has_a_device_a_node_and_a_stamp() -> None:
     assert set(DEVICES) == set(NODES) == set(STAMPS)
     assert set(DEVICES.values()) <= set(profile_names("device"))
     assert set(NODES.values()) <= set(profile_names("node"))
+
+
+def kernel(name: str, took: float, numbers: range, **sizes: object) -> Cases:
+    """Products timed by one kernel, in shapes that have numbers."""
+    m = np.array(numbers, float)
+    inputs = {"m": m, **{size: np.broadcast_to(value, m.shape) for size, value in sizes.items()}}
+    return Cases(operation="gemm", dtype="bf16", kind="", kernel=name, inputs=inputs,
+                 seconds=took * m, family=np.zeros(len(m), int))  # fmt: skip
+
+
+def test_kernels_are_compared_where_both_were_timed() -> None:
+    """On shapes of its own the slow one is quick; a kernel that shares no shape stands last, however quick."""
+    quick, slow = kernel("a", 1.0, range(1, 9)), kernel("b", 2.0, range(5, 12))
+    slow.seconds[4:] = 1e-6
+    alone = kernel("c", 1e-9, range(100, 103))
+    assert [one.kernel for one in ranked([alone, slow, quick])] == ["a", "b", "c"]
+    assert [one.kernel for one in ranked([alone, kernel("d", 1.0, range(200, 210))])] == ["d", "c"]
+
+
+def test_every_framework_runs_its_own_fastest_kernel(tmp_path: Path) -> None:
+    """The fastest of all is what plans look up unless their framework has another."""
+    for framework, floor in (("vllm", 2e-3), ("trtllm", 4e-3)):
+        write(tmp_path, f"gemm/{framework}/gemm", products(floor=floor))
+    fits = profile_of("h100_sxm", tmp_path)
+    assert set(fits) == {"gemm/bf16", "gemm/bf16@tensorrt_llm"}
+    node = replace(NODE, device=replace(NODE.device, fits=fits))
+    found = {
+        name: run_by(node, name).device.fits["gemm/bf16"].source.title for name in ("vllm", "tensorrt_llm", "plain")
+    }
+    assert ["vllm" in found["vllm"], "trtllm" in found["tensorrt_llm"], "vllm" in found["plain"]] == [True] * 3
+
+
+def test_a_reduction_that_belongs_to_no_framework_is_the_usual_one(tmp_path: Path) -> None:
+    write(tmp_path, "comm/nccl/nccl", messages())
+    size, ranks = (each.ravel() for each in np.meshgrid(2 ** np.arange(8, 28, 2), [2, 4, 8]))
+    rows = {"kernel_source": "graph", "allreduce_dtype": "bfloat16", "num_gpus": ranks, "message_size": size}
+    write(tmp_path, "comm/vllm/custom_allreduce", {**rows, "latency": 0.004 + size * 2 / 3e8})
+    fits = profile_of("h100_sxm", tmp_path)
+    assert "nccl" in fits["all_reduce/nvlink"].source.title
+    assert "vllm" in fits["all_reduce/nvlink@vllm"].source.title

@@ -15,7 +15,7 @@ from moesim.deployments.ranges import Ranges, drawn_ranges, intervals
 from moesim.deployments.reaction import Reaction
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import summarize
-from moesim.deployments.tables import breakdown_table, memory_table, task_table
+from moesim.deployments.tables import breakdown_table, kernel_table, memory_table, task_table
 from moesim.deployments.verdicts import targets_of, verdict
 from moesim.deployments.whole import mean_pass, unlike_stages, whole_pass
 from moesim.ground.errors import Fault, PlanError
@@ -27,7 +27,7 @@ from moesim.passes.repetition import shortened
 from moesim.passes.table import table_of
 from moesim.passes.timeline import timeline
 from moesim.plans.plan import Plan
-from moesim.schedules.costs.pricing import price_together
+from moesim.schedules.costs.pricing import grounds, price_together
 from moesim.schedules.schedule import Priced, Records
 from moesim.world.scenario import Scenario
 
@@ -170,7 +170,14 @@ def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
             shown = shown or found
             _add(parts, found.breakdown(), weight)
     assert shown is not None
-    return {"breakdown": breakdown_table(parts), "tasks": task_table(shown.priced[0].schedule, shown.records[0])}
+    pool, schedule = estimator.table.pool(row), shown.priced[0].schedule
+    scenario = estimator.run.scenario
+    ground = grounds(schedule, scenario.node(pool.node, pool.framework), scenario.hardware.fabric)
+    return {
+        "breakdown": breakdown_table(parts),
+        "kernels": kernel_table(ground.fits),
+        "tasks": task_table(schedule, shown.records[0]),
+    }
 
 
 def _add(parts: dict[str, tuple[Seconds, Seconds]], more: Parts, weight: float) -> None:
@@ -209,7 +216,7 @@ def slowest_pass(estimator: Estimator, row: int, *, carrying: bool) -> SlowestPa
     run, table = estimator.run, estimator.table.take([row])
     pool = table.pool(0)
     model, pp = run.scenario.model, pool.parallel.pp
-    node, fabric = run.scenario.hardware.offer(pool.node).node, run.scenario.hardware.fabric
+    node, fabric = run.scenario.node(pool.node, pool.framework), run.scenario.hardware.fabric
     passes = Passes(table=table, point=run.point.take([row]), carrying=np.array([carrying]))
     slowest: tuple[Seconds, SlowestPass] | None = None
     for stage in unlike_stages(run.scenario, pool):

@@ -168,9 +168,10 @@ def _overlapped_floor(
 
 
 def _nodes(scenario: Scenario, table: PoolTable) -> Iterator[tuple[Int[np.ndarray, "row"], Node]]:
-    """Rows of each node type."""
-    for rows in table.groups(lambda like: like.node):
-        yield rows, scenario.hardware.offer(table.variants[table.variant[rows[0]]].node).node
+    """Rows of each node type under each framework."""
+    for rows in table.groups(lambda like: (like.node, like.framework)):
+        like = table.variants[table.variant[rows[0]]]
+        yield rows, scenario.node(like.node, like.framework)
 
 
 def _active(arrangements: Arrangements, table: PoolTable, batch: Batch, halves: Seconds) -> tuple[np.ndarray, ...]:

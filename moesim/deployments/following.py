@@ -139,7 +139,7 @@ class Watched:
 
     def charges(self) -> Charges:
         """Price changes: recompiling and deciding are the framework's; weights come over the experts' last tier."""
-        node, fabric = self.scenario.hardware.offer(self.pool.node).node, self.scenario.hardware.fabric
+        node, fabric = self.scenario.node(self.pool.node, self.pool.framework), self.scenario.hardware.fabric
         p, machine = self.pool.parallel, machine_of(node, fabric)
         tier = tier_between(reach(node, fabric), 0, p.ep * p.etp - 1)
         rate = machine.transfer("send", tier).params["efficiency"] * machine.tier(tier).bandwidth
@@ -211,8 +211,10 @@ class Phases:
         place = ceil(FINENESS * log2(max(rows, 1)))
         key = (watched.moe(layer), knobs, place)
         if key not in self._layer:
-            hardware, training = watched.scenario.hardware, isinstance(watched.scenario.workload, Training)
-            machine = hardware.offer(watched.pool.node).node, hardware.fabric, watched.pool.parallel.ranks
+            scenario, pool = watched.scenario, watched.pool
+            training = isinstance(scenario.workload, Training)
+            node = scenario.node(pool.node, pool.framework)
+            machine = node, scenario.hardware.fabric, pool.parallel.ranks
             rows = ceil(2 ** (place / FINENESS))
             try:
                 found = layer_seconds(key[0], *machine, rows, knobs, watched.format, backward=training)

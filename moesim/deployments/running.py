@@ -84,7 +84,7 @@ class Run:
     ) -> tuple[Float[np.ndarray, "... pass"], tuple[SourceKind, ...], tuple[str, ...]]:
         """Time passes of one structure: the slowest stage's time, times the stages, plus the host's own."""
         first = passes.table.pool(0)
-        node, fabric = self.scenario.hardware.offer(first.node).node, self.scenario.hardware.fabric
+        node, fabric = self.scenario.node(first.node, first.framework), self.scenario.hardware.fabric
         slowest = np.zeros(len(passes.table))
         kinds: list[SourceKind] = []
         outside: set[str] = set()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import expm1, hypot
 
 import numpy as np
 import pandas as pd
 
 from moesim.passes.footprint import Memory
 from moesim.schedules.schedule import Records, Schedule
+from moesim.world.hardware import Fit
 
 
 def with_units(table: pd.DataFrame, units: Mapping[str, str]) -> pd.DataFrame:
@@ -30,6 +32,19 @@ def breakdown_table(parts: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
 def _difference(busy: float, exposed: float) -> float:
     """Busy time that is not exposed; a rounding error of sums is none."""
     return busy - exposed if busy - exposed > 1e-9 * busy else 0.0
+
+
+def kernel_table(fits: Mapping[str, Fit]) -> pd.DataFrame:
+    """List what prices each operation: the kernel or the rule, and how wrong 8 of 10 predictions are at most."""
+    rows = [
+        {"operation": key, "within": expm1(TENTH * hypot(fit.shared, fit.point)), "kernel": fit.source.title}
+        for key, fit in sorted(fits.items())
+    ]
+    return with_units(pd.DataFrame(rows, columns=["operation", "within", "kernel"]), {"within": "1"})
+
+
+TENTH = 1.2816
+"""Standard deviations from the median to the tenth percentile of a normal distribution."""
 
 
 def memory_table(memory: Memory, plan: int) -> pd.DataFrame:

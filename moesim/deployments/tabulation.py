@@ -168,7 +168,7 @@ def pass_times(
 
     Beside the times: the weakest source they rest on, and inputs outside their calibrated range.
     """
-    node, fabric = scenario.hardware.offer(pool.node).node, scenario.hardware.fabric
+    node, fabric = scenario.node(pool.node, pool.framework), scenario.hardware.fabric
     slowest = np.zeros(len(passes))
     kinds: list[SourceKind] = []
     outside: set[str] = set()

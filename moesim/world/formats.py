@@ -43,6 +43,11 @@ COMPUTE_OF: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Dtypes in which a storage format is multiplied, the preferred first; a device uses the first that it has."""
 
+LIKE: Mapping[str, str] = MappingProxyType(
+    {"fp8": "fp8_block", "fp8_block": "fp8", "int4": "int4_128", "int4_128": "int4"}
+)
+"""Formats of as many bits, multiplied alike: what was measured of one tells more of the other than a datasheet does."""
+
 TENSORS = ("experts", "attention", "dense", "embedding", "kv")
 """Classes of tensors with a storage format of their own; `dense` are shared experts, dense layers and gates."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -29,10 +27,9 @@ class Framework:
     decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or set aside for a whole
     request; `poll` is the decode steps between two looks at the queue; all steps take `pace` times as long, which
     one measurement of a deployment tells of all its others. A client sees a first token `latency` later than the
-    scheduler, and `crowd` more for each request in flight, which measurements are held against. `kernels` maps an
-    operation to the name of the kernel used, which picks the `Fit`. From nothing to serving the engine takes
-    `start` beside loading weights, and each rebalancing of experts `rebalance` beside moving them, while the ranks
-    wait.
+    scheduler, and `crowd` more for each request in flight, which measurements are held against. From nothing to
+    serving the engine takes `start` beside loading weights, and each rebalancing of experts `rebalance` beside moving
+    them, while the ranks wait. Which kernels it runs is said by a device's fits.
     """
 
     name: str
@@ -56,7 +53,6 @@ class Framework:
     crowd: Seconds = 0.0
     start: Seconds = 0.0
     rebalance: Seconds = 0.0
-    kernels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def overhead(self, layers: int, sequences: Numbers) -> Numbers:
         """Seconds that a step costs beyond kernels, in a model of so many layers, with so many sequences decoding."""

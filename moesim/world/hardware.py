@@ -7,7 +7,7 @@ one direction, per gpu, everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,8 @@ class Device:
     """One kind of gpu (or the CPU, when that is what runs the model).
 
     `flop_rate` is the dense peak by dtype. `processors` counts streaming multiprocessors (compute units, cores) and
-    `cache` is the last-level cache; both enter the kernel forms. `fits` is keyed "operation/dtype/kernel".
+    `cache` is the last-level cache; both enter the kernel forms. `fits` is keyed "operation/dtype/kernel", and
+    "operation/dtype/kernel@framework" where a framework runs another kernel than the fastest (see `run_by`).
     `interference[kind][other]` is how much a kernel of one kind slows while one of the other runs beside it.
     """
 
@@ -120,6 +121,30 @@ class Node:
     numa: int = 1
     host_bandwidth: BytesPerSecond = 0.0
     host_flop_rate: FlopPerSecond = 0.0
+
+
+RUN_BY = "@"
+"""Stands in a fit's key between an operation and the framework whose kernel it is: "gemm/fp8@vllm"."""
+
+
+def run_by(node: Node, framework: str) -> Node:
+    """Return a node whose fits are those of the kernels that a framework runs, where it is known to have its own.
+
+    Examples
+    --------
+    >>> source = Source(kind="assumed")
+    >>> usual, own = (Fit(form="gemm", params={"launch": t}, shared=0, point=0, box={}, source=source) for t in (2, 3))
+    >>> device = Device(name="d", memory=1, bandwidth=1, power=1, processors=1, cache=0, flop_rate={},
+    ...                 fits={"gemm/bf16": usual, "gemm/bf16@vllm": own})
+    >>> node = Node(name="n", device=device, gpus=1, tiers=(), host_memory=0.0, power=0.0)
+    >>> [run_by(node, name).device.fits["gemm/bf16"].params["launch"] for name in ("vllm", "plain")]
+    [3, 2]
+    """
+    ending = RUN_BY + framework
+    own = {key.removesuffix(ending): fit for key, fit in node.device.fits.items() if key.endswith(ending)}
+    if not own:
+        return node
+    return replace(node, device=replace(node.device, fits=MappingProxyType({**node.device.fits, **own})))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from moesim.ground.showing import Shown
 from moesim.ground.units import Bytes, Seconds, Source
 from moesim.world.framework import Framework
-from moesim.world.hardware import Hardware
+from moesim.world.hardware import Hardware, Node, run_by
 from moesim.world.model import Model
 from moesim.world.power import Power
 from moesim.world.routing import Routing
@@ -45,3 +45,7 @@ class Scenario(Shown):
     power: Power = field(default_factory=Power)
     frameworks: Mapping[str, Framework] = field(default_factory=lambda: MappingProxyType({}))
     sources: Mapping[str, Source] = field(default_factory=lambda: MappingProxyType({}))
+
+    def node(self, name: str, framework: str) -> Node:
+        """Return a node on offer with the kernels that a framework runs on it."""
+        return run_by(self.hardware.offer(name).node, framework)

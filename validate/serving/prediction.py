@@ -96,9 +96,9 @@ class Predictor:
 
     def _kernels(self, setup: Setup) -> StepTable:
         """Tabulate the kernels of a layout's steps, for all lengths and loads."""
-        chosen = replace(pool(setup), framework="plain", replicas=1)
+        chosen = replace(pool(setup), replicas=1)
         chosen = replace(chosen, policies={**chosen.policies, "batching": batching(1)})
-        like = (setup.model, setup.system, setup.layout, tuple(sorted(chosen.precision.items())))
+        like = (setup.model, setup.system, chosen.framework, setup.layout, tuple(sorted(chosen.precision.items())))
         if like not in self._tables:
             scenario = world(setup, isl=USUAL, osl=USUAL)
             drawn = self._arranged(setup, scenario)

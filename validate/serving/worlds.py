@@ -215,13 +215,19 @@ def batching(most: int) -> Policy:
 
 
 def _precision(setup: Setup) -> Mapping[str, str]:
-    """Storage formats by tensor class; a model published in fewer bits keeps its experts so."""
+    """Storage formats by tensor class; a model published in fewer bits keeps its experts so.
+
+    That weights have scales by blocks is a property of a checkpoint, of which files often say fp8 alone: where the
+    model is published so, or where either column says it, all fp8 is in blocks.
+    """
     for name, mode in (("gemm_quant_mode", setup.gemm), ("moe_quant_mode", setup.moe)):
         if mode not in FORMATS:
             raise _refused(name, f"`{mode}` is unknown", nearest(mode, FORMATS))
     native = model_of(setup.model).dtype_of
-    experts = "mxfp4" if native["experts"] == "mxfp4" else FORMATS[setup.moe]
+    modes = FORMATS[setup.gemm], FORMATS[setup.moe]
+    blocks = {"fp8": "fp8_block"} if "fp8_block" in (*modes, native["experts"]) else {}
+    experts = "mxfp4" if native["experts"] == "mxfp4" else blocks.get(modes[1], modes[1])
     published = native["experts"] == "mxfp4" or setup.gemm == "int4_wo"  # these leave attention and dense layers alone
-    dense = native["dense"] if published else FORMATS[setup.gemm]
+    dense = native["dense"] if published else blocks.get(modes[0], modes[0])
     small = NODES[setup.system] in FP8_CACHE or FRAMEWORKS[setup.backend] == "tensorrt_llm"
     return {"experts": experts, "attention": dense, "dense": dense, "kv": "fp8" if small else "bf16"}

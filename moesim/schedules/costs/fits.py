@@ -11,17 +11,29 @@ from moesim.ground.units import Source, weakest
 from moesim.schedules.costs.collectives import ROUNDS
 from moesim.schedules.costs.kernels import Time
 from moesim.schedules.costs.priors import compute_dtype, host_prior, kernel_prior, tier_prior
+from moesim.world.formats import LIKE
 from moesim.world.hardware import CPU, Device, Fit, Node, Tier, computes
 
 
 def fit_of(device: Device, operation: str, dtype: str = "bf16", kernel: str = "default") -> Fit:
     """Return the fit of a compute kernel: the most specific one of the device's, else the datasheet prior.
 
-    The keys tried are "operation/dtype/kernel", "operation/dtype" and "operation". A fit may state some of the form's
-    parameters only; the rest are the prior's, and then it is no stronger than ``derived``.
+    The keys tried are "operation/dtype/kernel", "operation/dtype" and "operation"; then those of the storage format of
+    as many bits that is multiplied alike, if there is one, whose fit is no stronger than ``derived`` here. A fit may
+    state some of the form's parameters only; the rest are the prior's, and then it is no stronger than ``derived``.
     """
+    prior = kernel_prior(device, operation, dtype, kernel)
     keys = (f"{operation}/{dtype}/{kernel}", f"{operation}/{dtype}", operation)
-    return _found(device.fits, keys, kernel_prior(device, operation, dtype, kernel))
+    other = LIKE.get(dtype)
+    if other is None or any(key in device.fits for key in keys):
+        return _found(device.fits, keys, prior)
+    found = _found(device.fits, (f"{operation}/{other}/{kernel}", f"{operation}/{other}"), prior)
+    if found is prior:
+        return prior
+    source = replace(
+        found.source, kind=weakest((found.source.kind, "derived")), title=f"as {other}: {found.source.title}"
+    )
+    return replace(found, source=source)
 
 
 def fit_of_tier(device: Device, operation: str, tier: Tier) -> Fit:

@@ -1,0 +1,65 @@
+"""Which kernel each framework runs: of those tabled for it, the one that was measured to be the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from .cases import Cases
+from .tables import FRAMEWORKS
+
+DIGITS = 6
+"""Significant digits in which sizes of one shape agree."""
+
+
+def framework_of(cases: Cases) -> str:
+    """Name the framework that runs a kernel as plans do; "" for what every one may run, as NCCL.
+
+    Examples
+    --------
+    >>> cases = Cases(operation="gemm", dtype="bf16", kind="", kernel="trtllm 1.3.0 cutlass", inputs={},
+    ...               seconds=np.ones(1), family=np.zeros(1, dtype=int))
+    >>> framework_of(cases)
+    'tensorrt_llm'
+    """
+    return FRAMEWORKS.get(cases.kernel.partition(" ")[0], "")
+
+
+def by_key(tables: Iterable[Cases]) -> Mapping[str, Mapping[str, list[Cases]]]:
+    """Gather the kernels of each key by framework, the fastest first."""
+    groups: dict[str, dict[str, list[Cases]]] = {}
+    for cases in tables:
+        groups.setdefault(cases.key, {}).setdefault(framework_of(cases), []).append(cases)
+    return {key: {name: ranked(ones) for name, ones in owners.items()} for key, owners in groups.items()}
+
+
+def ranked(kernels: Sequence[Cases]) -> list[Cases]:
+    """Order kernels of one key from the fastest on.
+
+    Compared is what was measured on shapes that several were timed on: how far a kernel is above the fastest there, in
+    logarithms, in the mean. One that shares no shape with any other stands behind those that do; of several such, the
+    one that was timed most widely comes first.
+    """
+    if len(kernels) < 2:
+        return list(kernels)
+    points = pd.concat([_points(cases, number) for number, cases in enumerate(kernels)])
+    shapes = points.groupby([name for name in points.columns if name not in ("kernel", "log")], sort=False)
+    shared = points[shapes.kernel.transform("nunique") > 1]
+    above = (shared.log - shapes.log.transform("min").loc[shared.index]).groupby(shared.kernel).mean()
+    order = sorted(range(len(kernels)), key=lambda one: (above.get(one, np.inf), -len(kernels[one])))
+    return [kernels[one] for one in order]
+
+
+def _points(cases: Cases, number: int) -> pd.DataFrame:
+    """Write points as rows: their sizes, the number of their kernel, the logarithm of their time."""
+    sizes = {name: _rounded(values) for name, values in cases.inputs.items()}
+    frame = pd.DataFrame({**sizes, "kernel": number, "log": np.log(cases.seconds)})
+    return frame.set_index(pd.Index(np.arange(len(frame)) + number * 10_000_000))
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Round to `DIGITS` significant digits."""
+    scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.maximum(np.abs(values), 1e-300))))
+    return np.asarray(np.round(values * scale) / scale)
