@@ -257,11 +257,25 @@ class TestFiles:
             ("caching", "{}", "serving has no epochs"),
             ("[{name: rebalance, every: 0}]", "{}", "every = 0; give at least 1 step|give at least 1 step"),
             ("rebalanse", "{}", "did you mean `rebalance`"),
+            (
+                "[]",
+                "{gating: {name: static, fraction: 0}}",
+                "plan.yaml: pools.0.policies.gating: .*fraction = 0 is a capacity of zero.* give a positive share",
+            ),
+            ("[{name: caching, batches: 0}]", "{}", r"plan.yaml: pools.0.adaptation.*batches = 0.*at least 1"),
         ],
     )
     def test_what_does_not_go_together_is_refused_by_field(self, reacting, policies, message):
         with pytest.raises(PlanError, match=message):
             self.read(reacting, policies)
+
+    def test_more_chunks_than_the_smallest_pass_has_rows_are_refused(self):
+        """Passes that only decode have 16 tokens a rank, so 4 rows an expert, though those with prompts have more."""
+        few = Policy(name="chunked", settings={"max_batch": 16})
+        cut = Policy(name="pipeline", settings={"degree": 8})
+        found = moesim.estimate(world(), plan(gating=Policy(name="static"), overlap=cut, batching=few))
+        assert not found.verdict.fits
+        assert found.verdict.why == "pipeline cuts a capacity of 4 rows into 8 chunks; give at most 4"
 
     def test_more_slots_than_experts_are_refused_by_field(self):
         message = r"pools.0.policies.buffering: .* resident = 17 slots of the 1 experts .*; give 1 to 1"

@@ -56,7 +56,7 @@ class Arrangements:
             return self.held
         whole = max(1, round(tokens))
         buffering = pool.policy("buffering")
-        sized_for = whole if pool.policy("gating").settings or buffered(pool) else 0
+        sized_for = whole if pool.policy("gating").name != "dynamic" or buffered(pool) else 0
         key = (self._place(pool), pool.policy("gating"), buffering, pool.policy("shortcut"), sized_for)
         if key not in self._layouts:
             layout = arrange(self.scenario, pool, tokens=whole, seed=self.seed)

@@ -81,6 +81,7 @@ class Estimator:
     memory: Memory
     estimates: Estimates
     followed: dict[int, Followed] = field(default_factory=dict)
+    _moments: dict[int, Arrangements] = field(default_factory=dict)
 
     def estimate(
         self, rows: Int[np.ndarray, "row"], progress: Callable[[float], None] = lambda share: None
@@ -128,11 +129,17 @@ class Estimator:
                 scenario=self.run.scenario,
                 pool=self.table.pool(row),
                 tokens=float(self.run.point.tokens[row]),
-                phases=tuple(self.run.arrangements.at(step) for step in phases),
+                phases=tuple(map(self._moment, phases)),
                 timed=partial(self.run.moments, self.table, row),
             )
             self.followed[row] = follow(watched)
         return self.followed[row]
+
+    def _moment(self, step: int) -> Arrangements:
+        """Return the layouts and draws of a step, made once for all pools."""
+        if step not in self._moments:
+            self._moments[step] = self.run.arrangements.at(step)
+        return self._moments[step]
 
     def structures(self, rows: Int[np.ndarray, "row"]) -> list[list[int]]:
         """Group pools by structure, in order of first appearance."""

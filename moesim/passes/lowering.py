@@ -247,7 +247,7 @@ def lower(
             stage,
             batch,
             count=np.stack([class_counts(p.ep * p.etp) * p.edp for p in degrees])[:, None],
-            layout=layouts[0],
+            layout=min(layouts, key=lambda each: int(each.capacity.max(initial=0))),  # what is cut least
             missing=column([layout.missing for layout in layouts]),
             mixtures=partial(_drawn_mixture, pools, folded, layouts, drawn, topology, known),
             cells=drawn[0].counts.shape[1],
