@@ -144,7 +144,7 @@ def run(
     set: tuple[str, ...] = (),  # noqa: A002  # the option's name
     profile: str = "",
     out: Path = Path("measured"),
-    rounds: int = 12,
+    rounds: int = 10,
     most: int = 8,
     seed: int = 0,
     predict_only: bool = False,
@@ -171,7 +171,8 @@ def run(
         The machine as calibrated, the name or the file of a node. Without one, layers of the scenario's shape are
         measured first, at other sizes than those compared, and costs fitted to their parts.
     out
-        Where bundles, predictions and results go, a folder each.
+        Where bundles, predictions and results go, a folder each. What is there already is not made again, so that a run
+        which was stopped can go on.
     rounds, most
         How often all plans are run by turns, and how many plans at most.
     seed
@@ -182,6 +183,7 @@ def run(
     from moesim.ground.errors import MoesimError
     from moesim.ground.units import parse
 
+    from .run.bundle import RESULTS
     from .run.commands import planned, pools_in
     from .run.machines import run_bundles
     from .run.planning import Asked
@@ -211,6 +213,9 @@ def run(
             course=one.course,
             seed=seed,
         )
+        if (out / name / RESULTS).exists():
+            print(f"{out / name}: measured already")
+            continue
         try:
             told = planned(file, asked, out / name, measured=not profile)
         except MoesimError as fault:  # the other runs of a suite are made all the same

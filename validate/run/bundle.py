@@ -94,7 +94,7 @@ class Bundle:
     pairs: tuple[Pair, ...]
     pick: str
     repeated: str
-    rounds: int = 12
+    rounds: int = 10
     course: bool = False
     choices: Mapping[str, Choices] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shutil import rmtree
 
 from moesim import load_plan, load_study
 from moesim.ground.errors import Fault, InputError
 from moesim.plans.plan import Pool
 
-from .bundle import PREDICTIONS, RESULTS
+from .bundle import PREDICTIONS, RESULTS, digest
 from .figure import figure
 from .machines import AS_PROFILED, EXECUTE
 from .page import page
@@ -25,6 +26,8 @@ MACHINE = "machine"
 def planned(scenario: Path, asked: Asked, folder: Path, *, measured: bool) -> str:
     """Choose and predict what a scenario's bundle holds, write it, and return the hash of its predictions.
 
+    What an earlier run had predicted stands; a machine that it had not measured to the end is measured anew.
+
     Parameters
     ----------
     measured : whether the machine is first measured, with layers of the scenario's shape; else it is as profiled
@@ -32,12 +35,11 @@ def planned(scenario: Path, asked: Asked, folder: Path, *, measured: bool) -> st
     Raises
     ------
     InputError
-        The folder was predicted already, or a file has faults.
+        A file has faults.
     """
     if (folder / PREDICTIONS).exists():
-        raise InputError(
-            str(folder / PREDICTIONS), [Fault(path="", problem="was predicted already", remedy="name a new folder")]
-        )
+        return digest(folder)
+    rmtree(folder / MACHINE, ignore_errors=True)
     study = load_study(scenario)
     machines = measure(study, asked, folder / MACHINE) if measured else AS_PROFILED
     return write(folder, plan(study, asked, machines), asked.profile, machines)

@@ -27,8 +27,8 @@ ROUNDS, DRAWS = 3, 2
 """How often each is run in a session, with how many batches."""
 
 
-FACTORS = (1.5, 2.25)
-"""Capacities that a layer is compiled anew for, over the even one."""
+ANEW = 2.25
+"""Capacity that a layer is compiled anew for, over the even one."""
 RECOMPILE = "recompile"
 """Kind of the layers that tell what this takes."""
 
@@ -80,15 +80,10 @@ def gauges(scenario: Scenario, space: Space, ranks: int) -> list[Gauge]:
     if (cache := _small_cache(space, scenario, ranks)) is not None:
         pool = _sized(replace(first, policies={**first.policies, "buffering": cache}), scenario, space, AWAY[1])
         found.append(Gauge(name="cold tier", kind="cache", pool=pool))
+    fixed = [(kind, pool) for kind, pool in _kinds(space, ranks).items() if compiled(pool)]
     return found + [
-        Gauge(
-            name=f"{kind} again f={factor:g}",
-            kind=RECOMPILE,
-            pool=_sized(_of_factor(pool, factor), scenario, space, AWAY[1]),
-        )
-        for kind, pool in _kinds(space, ranks).items()
-        if compiled(pool)
-        for factor in FACTORS
+        Gauge(name=f"{kind} anew", kind=RECOMPILE, pool=_sized(_of_factor(pool, ANEW), scenario, space, AWAY[1]))
+        for kind, pool in fixed
     ]
 
 

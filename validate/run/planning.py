@@ -54,7 +54,7 @@ class Asked:
     profile: str
     pools: tuple[Pool, ...] = ()
     most: int = MOST
-    rounds: int = 12
+    rounds: int = 10
     draws: int = DRAWS
     changes: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 0

@@ -39,7 +39,7 @@ class Run:
     link: BytesPerSecond = 0.0
     batch: int = 0
     course: int = 0
-    rounds: int = 12
+    rounds: int = 10
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, device: str) -> Setting:
