@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from moesim.ground.errors import Fault, InputError, MoesimError
@@ -21,6 +22,8 @@ from .group import GroupFailed, run_group
 from .links import Place, places
 
 FORMAT = "moesim results 1"
+KEPT = "moesim-experts-"
+"""How folders of experts on the disk begin."""
 MODULE = f"{__package__}.turns"
 SILENCE = 120.0
 """Seconds without a word after which ranks are taken to hang: the longest compile, and more."""
@@ -86,6 +89,8 @@ def _finished(
             left = []
         finally:
             underway.unlink(missing_ok=True)
+            for experts in folder.glob(f"{KEPT}*"):  # of ranks that were ended before they could
+                rmtree(experts, ignore_errors=True)
     return _failed(results)
 
 

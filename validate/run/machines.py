@@ -136,15 +136,15 @@ def _seen(each: Layer, sessions: Sequence[Mapping[str, Measured]]) -> Layer | No
     if len(found) < len(sessions) or any(one.failed or not one.parts for one in found):
         return None
     whole = each.gauge.kind == "cache"
-    scaled = [(one, 1.0 if whole else one.seconds / sum(one.parts.values())) for one in found]
+    scaled = [(one, 1.0 if whole else one.typical / sum(one.parts.values())) for one in found]
     parts = {name: fmean(scale * one.parts[name] for one, scale in scaled) for name in found[0].parts}
-    point = replace(each.point, parts={**parts, "step": fmean(one.seconds for one in found)})
+    point = replace(each.point, parts={**parts, "step": fmean(one.typical for one in found)})
     return replace(each, point=point, found=tuple(found))
 
 
 def _drift(points: Sequence[Layer]) -> float:
     """Return how far the runs of a layer lie about their mean, in logarithms, over all layers."""
-    logs = np.log([[one.seconds for one in each.found] for each in points])
+    logs = np.log([[one.typical for one in each.found] for each in points])
     return float(np.sqrt(logs.var(axis=1, ddof=1).mean()))
 
 

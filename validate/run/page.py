@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from .bundle import Setting
+from .course import COMPILE
 from .scores import LARGE, Compared, Scored, Summary, scored, summary
 
 HEAD = """# Predicted and measured
@@ -13,7 +14,8 @@ HEAD = """# Predicted and measured
 Written by `moesim validate report`; do not edit. A scenario's plans are chosen by the search on the profile of the
 machine they are run on, predicted, and written to a file; then real layers carry them out in torch, by turns, with the
 very routing that was predicted. Nothing is fitted afterwards: a result is read only where it names the hash of the
-prediction that lies beside it. [How to run this](../guides/run-plans.md).
+prediction that lies beside it. [How to run this](../guides/run-plans.md), and
+[what was seen before](../../validate/cases/measured/README.md).
 
 A *pair* is two plans that differ in one axis. Its order counts where the measured ratio exceeds 1.10 and twice the
 noise floor, which is how far two runs of one plan lie apart in the same round. *No difference* is what predicting equal
@@ -160,7 +162,8 @@ def _parts(compared: Compared) -> Iterator[str]:
     """Write predicted and measured busy time of every part, and name the one that a plan's miss comes from."""
     yield "\n| plan | part by part, predicted / measured ms | largest miss |\n|---|---|---|"
     for name in compared.finished:
-        rows = parts_of(compared, name)
+        if not (rows := parts_of(compared, name)):
+            continue
         cells = ", ".join(f"{part} {told * 1e3:.2f} / {seen * 1e3:.2f}" for part, (told, seen) in rows.items())
         worst, apart = blamed(compared, name)
         yield f"| {name} | {cells} | {worst} {apart:+.0%} of the step |"
@@ -174,8 +177,16 @@ def parts_of(compared: Compared, name: str) -> dict[str, tuple[float, float]]:
         for parts in (told, seen):
             if part in parts:
                 parts[whole] = parts.get(whole, 0.0) + parts.pop(part)
+    if (steps := _aside(compared, name)) is not None:  # what is watched afterwards is compiled already
+        seen[COMPILE] = compared.finished[name].seconds - steps
     names = dict.fromkeys((*told, *seen))
     return {part: (told.get(part, 0.0), seen.get(part, 0.0)) for part in names}
+
+
+def _aside(compared: Compared, name: str) -> float | None:
+    """Return what the steps of a course took, stalls aside; None where there is no course."""
+    asides = (trial.name for trial in compared.bundle.trials if trial.aside == name)
+    return next((compared.finished[each].seconds for each in asides if each in compared.finished), None)
 
 
 JOINED = {"regroup": "pack", "prefetch": "fetch"}

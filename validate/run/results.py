@@ -21,6 +21,7 @@ class Measured:
     Attributes
     ----------
     rounds : mean seconds of a step over the draws, by number of the round
+    steps : seconds of the step of each draw, by number of the round
     parts : seconds of each part of a step, of the busiest rank
     memory : bytes at the highest, of the largest rank
     compiled : seconds that its first step was held up by compiling
@@ -31,12 +32,18 @@ class Measured:
     parts: Mapping[str, float] = field(default_factory=dict)
     memory: float = 0.0
     compiled: float = 0.0
+    steps: Mapping[int, Sequence[float]] = field(default_factory=dict)
     failed: str = ""
 
     @property
     def seconds(self) -> float:
         """Median over the rounds, s."""
         return statistics.median(self.rounds.values())
+
+    @property
+    def typical(self) -> float:
+        """Median over the rounds draw by draw, mean over draws, s: one slow step of a few rounds does not tell."""
+        return statistics.fmean(map(statistics.median, zip(*self.steps.values(), strict=True)))
 
     @property
     def spread(self) -> float:
@@ -84,9 +91,10 @@ def _by_trial(lines: Iterable[Mapping[str, Any]]) -> Mapping[str, Measured]:
     """Gather lines by trial. A round that was run again, because another trial failed in it, counts as run last."""
     held: dict[str, dict[str, Any]] = {}
     for line in lines:
-        trial = held.setdefault(line["trial"], {"rounds": {}})
+        trial = held.setdefault(line["trial"], {"rounds": {}, "steps": {}})
         if "seconds" in line:
             trial["rounds"][line["round"]] = statistics.fmean(line["seconds"])
+            trial["steps"][line["round"]] = line["seconds"]
             trial["memory"] = max(trial.get("memory", 0), line["memory"])
         trial.update({name: line[name] for name in ("parts", "failed") if name in line})
         trial.update({"compiled": line["compile"]} if "compile" in line else {})
