@@ -12,10 +12,11 @@ from moesim.validate.layers.spec import from_json
 from moesim.validate.run.batches import choices, counts_of, tokens_of, used
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, read_bundle, write_bundle
 from moesim.validate.run.choosing import crossings, named, pairs_of, picks, rivals, spread
+from moesim.validate.run.commands import planned
 from moesim.validate.run.course import Rebuild, walked
 from moesim.validate.run.figure import figure
 from moesim.validate.run.machine import CABLE, on_machine
-from moesim.validate.run.page import page
+from moesim.validate.run.page import page, parts_of
 from moesim.validate.run.planning import Asked, Planned, plan, write
 from moesim.validate.run.predicting import forecast, without
 from moesim.validate.run.results import Measured, read_results
@@ -179,6 +180,11 @@ def test_a_bundle_is_read_back_and_never_predicted_twice(scenario, tmp_path):
         write(tmp_path / "bundle", made, "generic/cpu")
 
 
+def test_what_was_predicted_stands_when_a_run_goes_on(scenario, tmp_path):
+    first = planned(scenario, asked(most=2), tmp_path / "bundle", measured=False)
+    assert planned(scenario, asked(most=3), tmp_path / "bundle", measured=False) == first
+
+
 def test_a_space_of_one_plan_has_nothing_to_compare(scenario):
     text = scenario.read_text().replace("[1, 2]", "2").replace("gating: [dynamic, {name: static, factor: 2.0}]", "")
     scenario.write_text(text.replace("placement: [contiguous, greedy]", "placement: contiguous"))
@@ -324,6 +330,21 @@ def test_results_are_refused_where_the_prediction_was_changed_afterwards(tmp_pat
 def test_a_round_that_was_run_again_counts_as_run_last():
     assert Measured(rounds={0: 1.0, 1: 3.0, 2: 2.0}).seconds == 2.0
     assert Measured(rounds={0: 1.0, 1: 3.0, 2: 2.0}).spread == pytest.approx(0.5)
+
+
+def test_one_slow_step_in_each_of_two_rounds_leaves_what_is_typical():
+    """The mean of a round is dragged in two of three, the median of each draw is not."""
+    steps = {0: [1.0, 3.0], 1: [9.0, 3.0], 2: [1.0, 90.0]}
+    assert Measured(rounds={0: 2.0, 1: 6.0, 2: 45.5}, steps=steps).typical == 2.0
+
+
+def test_a_course_tells_what_it_stood_still_for(tmp_path):
+    folder = written(tmp_path / "b", {"a": 1.0, "b": 1.0}, {"a": [5.0], "b": [2.0], "a (again)": [5.0]})
+    compared = compare(folder)
+    trials = [replace(trial, aside="a") if trial.name == "b" else trial for trial in compared.bundle.trials]
+    course = replace(compared, bundle=replace(compared.bundle, trials=tuple(trials)))
+    assert parts_of(course, "a")["compile"] == (0.0, 3.0)
+    assert "compile" not in parts_of(compared, "a")
 
 
 def test_the_page_and_the_figure_show_every_pair(tmp_path):
