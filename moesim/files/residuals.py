@@ -14,6 +14,20 @@ DIGITS = 4
 """Significant digits of a weight, and decimals of a logarithm: a ten-thousandth of a size."""
 
 
+SHAPE: Tree = {
+    "type": "object",
+    "description": "What a form leaves over near the points it was fitted to.",
+    "additionalProperties": False,
+    "required": ["inputs", "lengths", "points"],
+    "properties": {
+        "inputs": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        "lengths": {"type": "array", "minItems": 1, "items": {"type": "number", "exclusiveMinimum": 0}},
+        "points": {"type": "string", "description": "a line each: weight, then the logarithm of each input"},
+    },
+}
+"""The JSON Schema of what `read_residual` reads."""
+
+
 def read_residual(tree: Tree, file: str) -> Residual:
     """Read a residual: its ``inputs``, their ``lengths``, and a line for each of its ``points``.
 

@@ -8,9 +8,10 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from moesim.files.profiles import Fabric
+from moesim.files.residuals import SHAPE
 from moesim.files.trees import Tree
 from moesim.ground.units import EXAMPLES, SPELLINGS, Source, Unit
-from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Node, Tier
+from moesim.world.hardware import MEMORY_TIERS, Device, Fit, Node, Residual, Tier
 
 _NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 _TEXT: Tree = {"type": "string"}
@@ -22,6 +23,7 @@ def profile_schema() -> dict[str, Tree]:
     records = (Device, Node, Fabric, Tier, Fit, Source)
     defs: dict[str, Tree] = {kind.__name__: _record(kind) for kind in records}
     defs |= {_called(symbol): _quantity(symbol) for symbol in SPELLINGS}
+    defs["Residual"] = SHAPE
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A hardware profile of moesim: a device, a node or a fabric",
@@ -64,6 +66,8 @@ def _value(hint: Any, *, sourced: bool) -> Tree:
             "anyOf": [_TEXT, {"$ref": "#/$defs/Device"}],
             "description": "a built-in device, a path, or one in place",
         }
+    if hint == Residual | None:
+        return {"$ref": "#/$defs/Residual"}
     if is_dataclass(hint):
         return {"$ref": f"#/$defs/{getattr(hint, '__name__', '')}"}
     match get_origin(hint):
