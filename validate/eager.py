@@ -29,17 +29,24 @@ BACK = 2.0
 _WORK_BACK = 2.5
 """Backward over forward work, by which the cost form multiplies."""
 
-_EVERY = 2.0
+_MASKED = 2.0
 """Pairs computed over those that a causal mask leaves: all are, and then masked."""
 
 
-def eager(device: Device, dtype: str, head: int) -> Device:
-    """Give a device the kernels of eager PyTorch, for products in a format and heads of a width (0: no attention)."""
+def eager(device: Device, dtype: str, head: int, *, masked: bool = True) -> Device:
+    """Give a device the kernels of eager PyTorch.
+
+    Parameters
+    ----------
+    dtype : format of the products
+    head : width of the heads; 0: no attention
+    masked : whether attention is causal
+    """
     multiplied = compute_dtype(device, dtype)
     peak = PRODUCTS * device.flop_rate[multiplied]
     fits = {"gemm": _fit("gemm", {"peak": peak}), "grouped_gemm": _fit("grouped_gemm", {"peak": peak})}
     if head:
-        scores = 4 * head * MEMORY * device.bandwidth / (_EVERY * SCORES)
+        scores = 4 * head * MEMORY * device.bandwidth / (SCORES * (_MASKED if masked else 1.0))
         for phase, rate in (("prefill", scores), ("backward", scores * _WORK_BACK / BACK)):
             form = f"attention_{phase}"
             fits[form] = _fit(form, {"peak": rate, "half_width": 0.0, "diagonal": 0.0})

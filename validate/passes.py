@@ -13,8 +13,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from moesim.files.models import load
 from moesim.files.policies import read_policy
 from moesim.files.profiles import load_profile
+from moesim.files.routings import load_preset
 from moesim.ground.errors import MoesimError, nearest
 from moesim.ground.streams import stream
 from moesim.ground.units import Source
@@ -28,6 +30,8 @@ from moesim.schedules.costs.pricing import price_together
 from moesim.schedules.schedule import Priced
 from moesim.world.attention import Gqa
 from moesim.world.generators import Balanced, skewed
+from moesim.world.generators.choosing import Limits
+from moesim.world.generators.making import made
 from moesim.world.generators.skewed import with_shares
 from moesim.world.hardware import Fit, Hardware, Node, Offer, Tier, reach
 from moesim.world.model import Dense, Layer, Model, Moe
@@ -50,10 +54,12 @@ class Setup:
     Attributes
     ----------
     dim, width, experts, topk, shared_width, vocab, gated : the model; `heads` = 0 leaves attention out
+    model : a shipped model in place of the plain transformer, with `experts` and `topk`; 0 experts: its dense twin
     layers, every : how many layers, and of how many one is a mixture of experts (the last of each turn)
     tokens, context : tokens home to each gpu, and the length of the sequences they belong to
     gpus, ep, etp : parallel degrees; experts are spread over as many gpus as there are experts, or over all
-    cv, zipf : skew of the routing, popular experts anywhere, or the first ones by a Zipf law; 0 is balanced
+    cv, zipf, preset : skew of the routing, popular experts anywhere, or the first ones by a Zipf law, or a shipped
+        routing; 0 and none are balanced
     backward : whether the pass trains
     format : storage format of weights and of rows on their way
     kernels : ``tuned`` as the machine's profile has them; ``eager``: those of PyTorch in 2021 and 2022 (`eager`)
@@ -76,8 +82,10 @@ class Setup:
     etp: int = 1
     cv: float = 0.0
     zipf: float = 0.0
+    preset: str = ""
     backward: bool = False
     format: str = "fp16"
+    model: str = ""
     kernels: Literal["tuned", "eager"] = "tuned"
 
 
@@ -154,7 +162,9 @@ def _fit(key: str, params: Mapping[str, float]) -> Fit:
 def _timed(setup: Setup, machines: Machines, policies: Mapping[str, Policy]) -> dict[str, float]:
     """Lower, price and run one pass."""
     if setup.kernels == "eager":
-        device = eager(machines.node.device, setup.format, setup.dim // setup.heads if setup.heads else 0)
+        encoder = _model(setup).layers[0].part == "encoder"
+        head = setup.dim // setup.heads if setup.heads else 0
+        device = eager(machines.node.device, setup.format, head, masked=not encoder)
         machines = replace(machines, node=replace(machines.node, device=device))
     ways = _priced(setup, machines, tuple(policies.items()))
     totals = [float(makespan(way).mean()) for way in ways]
@@ -169,7 +179,7 @@ def _timed(setup: Setup, machines: Machines, policies: Mapping[str, Policy]) -> 
 
 def _priced(setup: Setup, machines: Machines, policies: tuple[tuple[str, Policy], ...]) -> tuple[Priced, ...]:
     scenario = _scenario(setup, machines)
-    ep = setup.ep or min(setup.gpus // setup.etp, setup.experts)
+    ep = setup.ep or min(setup.gpus // setup.etp, max(setup.experts, 1))
     pool = Pool(
         role="all",
         node=machines.node.name,
@@ -201,28 +211,34 @@ def _batch(setup: Setup) -> Batch:
 
 
 def _scenario(setup: Setup, machines: Machines) -> Scenario:
-    moe_layers = setup.layers // setup.every
-    routing = _routing(setup, moe_layers)
+    model = _model(setup)
     return Scenario(
         name="case",
-        model=_model(setup),
+        model=model,
         hardware=Hardware(offers=(Offer(node=machines.node, max_nodes=1),), fabric=machines.fabric),
         workload=Training(sequence=round(setup.context), sequences=1, tokens=1.0),
-        routing=routing,
+        routing=_routing(setup, len(model.moe_layers)),
     )
 
 
 def _routing(setup: Setup, layers: int) -> Routing:
     if setup.cv:
         return skewed(layers, setup.experts, setup.topk, cv=setup.cv, seed=0)
+    if setup.preset:
+        limits = Limits(experts=setup.experts, topk=setup.topk, groups=1, group_topk=1)
+        return made(load_preset(setup.preset).recipe, layers, limits)
     if setup.zipf:
         popularity = np.arange(1.0, setup.experts + 1) ** -setup.zipf
         return with_shares(np.tile(popularity, (layers, 1)), setup.topk)
-    return Balanced(layers=layers, experts=setup.experts, topk=setup.topk)
+    return Balanced(layers=layers, experts=max(setup.experts, 1), topk=setup.topk)
 
 
 @lru_cache(maxsize=256)
 def _model(setup: Setup) -> Model:
+    formats = dict.fromkeys(("experts", "attention", "dense", "embedding", "kv"), setup.format)
+    if setup.model:
+        shipped = load(setup.model)
+        return replace(shipped, layers=tuple(_with_experts(layer, setup) for layer in shipped.layers), dtype_of=formats)
     width = setup.dim // setup.heads if setup.heads else 0
     attention = Gqa(heads=setup.heads, kv_heads=setup.heads, head_dim=width, value_dim=width) if setup.heads else None
     dense = Layer(
@@ -241,18 +257,29 @@ def _model(setup: Setup) -> Model:
         shared_width=setup.shared_width,
     )
     turn = (*[dense] * (setup.every - 1), replace(dense, ffn=moe))
-    formats = dict.fromkeys(("experts", "attention", "dense", "embedding", "kv"), setup.format)
     return Model(name="case", layers=turn * (setup.layers // setup.every), vocab=setup.vocab, dtype_of=formats)
+
+
+def _with_experts(layer: Layer, setup: Setup) -> Layer:
+    """Give a mixture the case's experts, or make it dense where there are none."""
+    moe = layer.ffn
+    if not isinstance(moe, Moe):
+        return layer
+    if not setup.experts:
+        return replace(layer, ffn=Dense(width=moe.width, gated=moe.gated))
+    return replace(layer, ffn=replace(moe, experts=setup.experts, topk=setup.topk))
 
 
 def _routed(scenario: Scenario, pool: Pool, setup: Setup, batch: Batch, half: int) -> Routed:
     """Draw each kind of MoE layer's counts, the mean source rank standing for all."""
     block = pool.parallel.ep * pool.parallel.etp
-    draws = DRAWS if setup.cv or setup.zipf else 1
+    draws = DRAWS if setup.cv or setup.zipf or setup.preset else 1
     layers = sampled_layers(scenario.routing.layers, draws)
     rng = stream(0, f"routing {half}")
     sample = scenario.routing.only(layers.tolist())
     kinds = mixture_kinds(scenario.model)
+    if not kinds:
+        return Routed(counts=np.zeros((1, 1, 1, 1)), layer_of=np.zeros((1, 1), int), distinct={})
     totals = [round(float(home_tokens(kind, scenario.model, batch).max()) * block) for kind in kinds]
     counts = np.stack([sample.draw(np.array([total]), 0, rng) for total in totals], axis=1) / block
     node = scenario.hardware.offers[0].node

@@ -28,7 +28,7 @@ from moesim.schedules.schedule import Schedule, Task
 from moesim.world.hardware import Device, Node
 from moesim.world.model import expert_parameters, parameters
 
-from .sweeps import copied, device_share, share_at
+from .sweeps import best_parallelism, copied, device_share, miss_shares, parallelism_gap, share_at
 
 GIB = 2.0**30
 
@@ -278,6 +278,7 @@ RULES: Mapping[str, Callable[..., Any] | float] = MappingProxyType(
         "zero_cost": zero_cost,
         "capacity": capacity,
         "crossing": crossing,
+        "best_parallelism": best_parallelism,
         "copied": copied,
         "device_share": device_share,
         "drops": drops,
@@ -287,10 +288,12 @@ RULES: Mapping[str, Callable[..., Any] | float] = MappingProxyType(
         "mask": mask,
         "messages": messages,
         "migration": migration,
+        "miss_shares": miss_shares,
         "model_parameters": model_parameters,
         "offloaded": offloaded,
         "order_of_misses": order_of_misses,
         "pair": pair,
+        "parallelism_gap": parallelism_gap,
         "pays_from": pays_from,
         "trials": trials,
         "trigger_step": trigger_step,
