@@ -1,6 +1,7 @@
 """DynaMoE: capacities follow the load and assignments are cached, at the price of recompiling; when does that pay?"""
 
 import numpy as np
+import pandas as pd
 
 from moesim.deployments.adaptation import Charges, Loaded, Trace, Walk, break_even, walk
 from moesim.files.profiles import load_profile
@@ -16,7 +17,7 @@ GPUS, EXPERTS, TOKENS, TOPK, STEPS = 8, 8, 4096, 2, 4000
 RECOMPILE = 20.0  # seconds to drain, compile and capture anew; DynaMoE's own figure is not published
 
 
-def table() -> tuple[np.ndarray, np.ndarray]:
+def timed() -> tuple[np.ndarray, np.ndarray]:
     """Time one layer by the rows of the busiest gpu, on eight A30 over PCIe."""
     node = load_profile("node", "pcie/a30x8").profile
     moe = Moe(experts=EXPERTS, topk=TOPK, width=4096, input_dim=1024, gated=False)
@@ -30,7 +31,7 @@ def run(load: np.ndarray, agreement: np.ndarray, policies: list[Adaptation]) -> 
     total = TOKENS * GPUS * TOPK
     counts = np.repeat(((1 - load / EXPERTS) / (EXPERTS - 1) * total)[:, None, None], EXPERTS, axis=2)
     counts[:, 0, 0] = load / EXPERTS * total
-    rows, seconds = table()
+    rows, seconds = timed()
     start = Layout(
         expert_of_slot=np.arange(EXPERTS)[None],
         rank_of_slot=np.arange(EXPERTS),
@@ -65,6 +66,17 @@ def main() -> dict[str, float]:
     }
 
 
+def table(found: dict[str, float]) -> pd.DataFrame:
+    """Say where recompiling is faster than leaving all as it was."""
+    rows = [(where, gain) for where, gain in found.items() if where not in ("break-even steps", "step of the cut")]
+    drawn = pd.DataFrame(rows, columns=["what, and where", "gain"])
+    outcome = {1: "wins", 0: "changes nothing", -1: "loses"}
+    return drawn.assign(outcome=drawn["gain"].map(lambda gain: outcome[int(np.sign(gain - 1))]))
+
+
 if __name__ == "__main__":
-    for name, value in main().items():
-        print(f"{name}: {value:.4g}")
+    found = main()
+    print(table(found).to_string(index=False, formatters={"gain": "{:.2f} x".format}))
+    print(
+        f"the cut comes at step {found['step of the cut']:.0f} and has paid after {found['break-even steps']:.0f} more"
+    )

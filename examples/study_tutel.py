@@ -3,7 +3,10 @@
 Prices come from moesim's own pricing of one layer under every choice; the trace is how many rows an expert needs.
 """
 
+from itertools import product
+
 import numpy as np
+import pandas as pd
 
 from moesim.deployments.adaptation import Switched, Trace, at_best_fixed, clairvoyant, regret, walk
 from moesim.files.profiles import load_profile
@@ -68,6 +71,30 @@ def main() -> dict[str, dict[str, float]]:
     }
 
 
+def data_parallel() -> dict[str, float]:
+    """How much faster r = 0, all experts gathered everywhere, is than r = 1 at low and at high capacity."""
+    gains = {}
+    for gpus, bucket in product((64, 8), (0, 15)):
+        choices, seconds = prices(gpus, bucket + 1)
+        best = [min(seconds[i, bucket] for i, (own, _, _) in enumerate(choices) if own == r) for r in (0, 1)]
+        gains[f"{gpus} gpus, {BUCKET * (bucket + 1)} rows per expert"] = float(best[1] / best[0])
+    return gains
+
+
+def table(found: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """Say where adapting is faster than the best choice that is never changed, and where data parallelism pays."""
+    rows = [("adapting every step", where, each["gain"]) for where, each in found.items()]
+    rows += [("r = 0 over r = 1", where, gain) for where, gain in data_parallel().items()]
+    drawn = pd.DataFrame(rows, columns=["choice", "where", "gain"])
+    return drawn.assign(outcome=drawn["gain"].map(outcome))
+
+
+def outcome(gain: float) -> str:
+    """Name a gain; one of less than 5% is little, and trying every choice costs a tenth of a percent."""
+    if gain < 0.995:
+        return "loses"
+    return "wins" if gain > 1.05 else "gains little" if gain > 1.005 else "gains nothing"
+
+
 if __name__ == "__main__":
-    for name, found in main().items():
-        print(f"{name}: {found['gain']:.3f} x the best fixed choice, {found['regret']:.1%} behind full knowledge")
+    print(table(main()).to_string(index=False, formatters={"gain": "{:.3f} x".format}))
