@@ -19,6 +19,7 @@ from moesim.files.spaces import read_space
 from moesim.ground.errors import PlanError
 from moesim.passes.table import table_of
 from moesim.plans.plan import Parallel, Plan, Policy, Space
+from moesim.search.reacting import offered
 from moesim.world.generators import Balanced, Drift, Drifting, Fade, Limits, Phased, Recipe, Recorded, made
 
 EPLB = Policy(name="eplb", settings={"redundant": 8})
@@ -217,10 +218,31 @@ class TestSearching:
         assert found.certificate.invalid["the routing is stationary, so nothing reacts"] == 1
         assert [plan.pools[0].adaptation for plan in found.chosen] == [(Policy(name="none"),)]
 
-    def test_a_space_without_the_axis_follows_nothing(self, monkeypatch):
-        monkeypatch.setattr("moesim.deployments.pools.follow", None)
+    def test_a_space_without_the_axis_reacts_to_a_drift(self):
         found = moesim.optimize(world(workload=worlds.TRAINING), Space(axes=self.axes))
-        assert found.chosen[0].pools[0].adaptation == ()
+        tried = {plan.pools[0].adaptation[0].name for plan in found.chosen}
+        assert tried == {"none", "rebalance"}
+        assert found.certificate.layouts == 2
+
+    def test_a_space_without_the_axis_follows_nothing_where_nothing_drifts(self, monkeypatch):
+        """Topics return to the same shares, and a stationary routing stays."""
+        monkeypatch.setattr("moesim.deployments.pools.follow", None)
+        topics = Recipe(cv=0.5, tilt=0.7, topics=3, together=0.9, hold=40)
+        limits = Limits(experts=8, topk=2, groups=1, group_topk=1)
+        still = world(every=0, workload=worlds.TRAINING)
+        about = replace(still, routing=made(topics, still.routing.layers, limits))
+        for each in (still, about):
+            found = moesim.optimize(each, Space(axes=self.axes))
+            assert found.chosen[0].pools[0].adaptation == ()
+
+    def test_what_is_offered_goes_with_the_gatings(self):
+        routing = world().routing
+        names = [[policy.name for (policy,) in offered(routing, each)] for each in ((), (NEEDED,), (PADDED, NEEDED))]
+        assert names == [
+            ["none", "rebalance"],
+            ["none", "rebalance", "tutel"],
+            ["none", "rebalance", "dynamoe", "tutel"],
+        ]
 
     def test_what_does_not_go_together_is_left_out_by_reason(self):
         reacting = ((Policy(name="tutel"),), (DYNAMOE,), (Policy(name="none"),))

@@ -20,6 +20,7 @@ from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
 from moesim.search.degrees import Degrees, degrees_of
+from moesim.search.reacting import offered
 from moesim.world.hardware import Node
 from moesim.world.model import Model
 from moesim.world.scenario import Scenario
@@ -132,7 +133,7 @@ def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str
     """Combine what has a name: role, framework, precision and policies; with each, (batch, microbatch) to try."""
     policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
-    reacting = axis(space, "adaptation") or ((),)
+    reacting = axis(space, "adaptation") or offered(scenario.routing, axis(space, "gating")) or ((),)
     sizes = list(itertools.product(axis(space, "max_batch"), axis(space, "microbatch")))
     roles = dict.fromkeys(role for named in axis(space, "pools") for role in named.split("+"))
     for role, framework, precision in itertools.product(roles, frameworks, _precisions(space)):
@@ -203,6 +204,8 @@ def _senseless(
     if any(policy.name == "tutel" for policy in like.adaptation):
         ranks = degrees["dp"] * degrees["tp"] * degrees["cp"]
         yield "`tutel` has no r (etp) beyond ranks / experts", degrees["etp"] > np.maximum(ranks // experts, 1)
+    alone = any(policy.name == "rebalance" for policy in like.adaptation)
+    yield "one rank has all experts, and nothing to rebalance", (degrees["ep"] == 1) & alone
     yield "more expert slots resident than a rank has", _overfull(like, degrees["ep"], experts)
     idle = like.policy("prefetch").name != "none" and like.policy("buffering").name == "resident"
     yield "nothing to prefetch where all experts are resident", np.full(block.shape, idle)
