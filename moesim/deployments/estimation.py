@@ -219,7 +219,7 @@ def slowest_pass(estimator: Estimator, row: int, *, carrying: bool) -> SlowestPa
     node, fabric = run.scenario.node(pool.node, pool.framework), run.scenario.hardware.fabric
     passes = Passes(table=table, point=run.point.take([row]), carrying=np.array([carrying]))
     slowest: tuple[Seconds, SlowestPass] | None = None
-    for stage in unlike_stages(run.scenario, pool):
+    for stage in sorted(set(unlike_stages(run.scenario, pool).values())):
         layers = shortened(model, stage_layers(model, pp, stage))
         lowering = run.stage(passes, stage)
         variants = [lowering.schedules(turns) for turns in (layers.base, *layers.without)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.operation import Passes
 from moesim.deployments.pools import Estimates, Estimator
 from moesim.deployments.running import Run
+from moesim.deployments.training import microbatches_of
 from moesim.deployments.whole import unlike_stages, whole_pass
 from moesim.passes.columns import as_column, group_tiers, stage_layers
 from moesim.passes.exchanges import Topology
@@ -23,8 +24,9 @@ from moesim.passes.table import PoolTable, batching_of
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Policy, Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import Overlap
+from moesim.policies.protocols import Overlap, Pipeline
 from moesim.schedules.costs.bounds import floored, floors, of_plans
+from moesim.schedules.schedule import Schedule
 from moesim.world.hardware import Node, reach
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, Training
@@ -68,7 +70,7 @@ def _floors(run: Run, passes: Passes) -> Seconds:
     def ops(pool: Pool) -> Hashable:
         """Name what decides which ops a pool issues, besides its degrees."""
         node = hardware.offer(pool.node).node
-        policies = tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "buffering"))
+        policies = tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "buffering", "recompute"))
         halves = halves_wanted(pool)
         precision = tuple(sorted(pool.precision.items()))
         return reach(node, hardware.fabric), node.gpus, precision, policies, batching_of(pool).speculated, halves
@@ -115,16 +117,37 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
         known=known,
     )
     overlap: Overlap = make("overlap", first.policy("overlap"))
-    slowest = np.zeros(len(table))
-    for stage in unlike_stages(scenario, first):
+    floors_of = {}
+    for stage in sorted(set(unlike_stages(scenario, first).values())):
         if overlap.halves > 1:
-            floor = _overlapped_floor(scenario, table, stage, batch, sized, overlap)
+            floors_of[stage] = _overlapped_floor(scenario, table, stage, batch, sized, overlap)
         else:
-            floor = _stage_floor(scenario, table, stage, batch, sized)
-        slowest = np.maximum(slowest, floor)
+            floors_of[stage] = _stage_floor(scenario, table, stage, batch, sized)
+    if isinstance(scenario.workload, Training):
+        stages = np.stack([floors_of[like] for like in unlike_stages(scenario, first).values()])
+        return _step_floors(scenario.workload, table, stages)
+    slowest = np.max(list(floors_of.values()), axis=0)
     layers = len(scenario.model.layers)
     host = table.each(lambda like: scenario.frameworks[like.framework].overhead(layers, 0.0))
     return np.asarray(slowest * table["pp"] + host)
+
+
+def _step_floors(workload: Training, table: PoolTable, stages: Float[np.ndarray, "stage plan"]) -> Seconds:
+    """Bound training steps: a stage passes all microbatches, between the way there and the way back of its first chunk.
+
+    Where a pipeline has two ways, half of a stage's microbatches pass its mirror image's layers, and nothing is said of
+    the way to a stage.
+    """
+
+    def pipeline(like: Pool) -> Pipeline:
+        found: Pipeline = make("pipeline", like.policy("pipeline"))
+        return found
+
+    mirrored = table.each(lambda like: pipeline(like).lanes > 1) > 0
+    whole = np.where(mirrored, (stages + stages[::-1]) / 2, stages)
+    before = np.cumsum(stages, axis=0) - stages
+    way = np.where(mirrored, 0.0, before / table.each(lambda like: pipeline(like).chunks))
+    return np.asarray((whole * microbatches_of(workload, table) + way).max(axis=0))
 
 
 def _serial(pool: Pool) -> bool:
@@ -134,22 +157,34 @@ def _serial(pool: Pool) -> bool:
 
 
 def _stage_floor(scenario: Scenario, table: PoolTable, stage: int, batch: Batch, sized: Expected) -> Seconds:
-    """Bound one stage: all its tasks in series, or those of its busiest stream."""
+    """Bound one stage: all its tasks in series, or those of its busiest stream.
+
+    A backward pass has gradients of weights that nothing waits for: its busiest stream counts, whatever the forward.
+    """
     serial = table.each(_serial) > 0
-    if isinstance(scenario.workload, Training):
-        serial = np.zeros_like(serial)
     plain: Overlap = make("overlap", Policy(name="none"))
-    blocks = list(lower_means(scenario, table, stage, batch, sized, plain).blocks())
-    found = np.zeros(len(table))
+    lowering = lower_means(scenario, table, stage, batch, sized, plain)
+    whole = _stream_floors(scenario, table, list(lowering.blocks()))
+    if not batch.backward:
+        return np.where(serial, whole.sum(axis=0), whole.max(axis=0))
+    forward = _stream_floors(scenario, table, list(lowering.blocks("forward")))
+    backward = whole.copy()
+    backward[: len(forward)] -= forward
+    return np.where(serial, forward.sum(axis=0) + backward.max(axis=0), whole.max(axis=0))
+
+
+def _stream_floors(
+    scenario: Scenario, table: PoolTable, blocks: Sequence[tuple[Schedule, int]]
+) -> Float[np.ndarray, "stream plan"]:
+    """Add up the floors of some blocks' tasks by stream, those of a forward's streams first."""
+    names = dict.fromkeys(task.stream for block, _ in blocks for task in block.tasks)
+    found = {name: np.zeros(len(table)) for name in names}
     for rows, node in _nodes(scenario, table):
-        streams: dict[str, Seconds] = {}
         for block, times in blocks:
             each = floors(of_plans(block, rows), node, scenario.hardware.fabric)
             for task, floor in zip(block.tasks, each, strict=True):
-                streams[task.stream] = streams.get(task.stream, np.zeros(len(rows))) + times * floor
-        sums = list(streams.values())
-        found[rows] = np.where(serial[rows], np.sum(sums, axis=0), np.max(sums, axis=0))
-    return found
+                found[task.stream][rows] += times * floor
+    return np.stack(list(found.values()))
 
 
 def _overlapped_floor(

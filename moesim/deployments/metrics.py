@@ -67,7 +67,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "queue": Metric(unit="requests", less_is_better=True, meaning="mean number of requests that wait"),
         "step": Metric(
-            unit="s", less_is_better=True, meaning="one pass through all stages; in training, of one microbatch"
+            unit="s", less_is_better=True, meaning="one pass through all stages; in training, from update to update"
+        ),
+        "time_to_train": Metric(
+            unit="s", less_is_better=True, meaning="until all tokens are trained on, failures and checkpoints counted"
+        ),
+        "price_to_train": Metric(unit="USD", less_is_better=True, meaning="price rate of all nodes over that time"),
+        "useful": Metric(
+            unit="",
+            less_is_better=False,
+            meaning="share of time that trains: not spent on checkpoints, repairs, and work done again",
         ),
         "mfu": Metric(
             unit="", less_is_better=False, meaning="work of active parameters over dense peak in the dtype of experts"
@@ -85,6 +94,12 @@ SIMULATED = frozenset(
     {"itl", "e2e", "goodput", "utilization", "availability", "queue", "power", "energy_per_token", "energy_per_request"}
 )
 """Metrics that only a simulation gives."""
+
+LATENCIES = frozenset({"ttft", "tpot"})
+"""Metrics that only serving has."""
+
+TRAINED = frozenset({"time_to_train", "price_to_train", "useful"})
+"""Metrics that only training has."""
 
 REACTING = frozenset({"regret", "break_even"})
 """Metrics of plans whose policies react to the routing."""

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.operation import Operation, Passes
 from moesim.deployments.residuals import Residuals
-from moesim.deployments.whole import mean_pass, unlike_stages, whole_pass
+from moesim.deployments.stages import Timer
+from moesim.deployments.training import training_steps
+from moesim.deployments.whole import unlike_stages
 from moesim.ground.errors import PolicyError
 from moesim.ground.units import SourceKind, weakest
 from moesim.passes.columns import stage_layers
@@ -20,8 +22,8 @@ from moesim.passes.presence import home_tokens
 from moesim.passes.repetition import shortened
 from moesim.passes.table import PoolTable
 from moesim.plans.plan import Policy
-from moesim.schedules.costs.pricing import grounds, price_together
 from moesim.world.scenario import Scenario
+from moesim.world.workload import Training
 
 BLOCK = 64
 """Plans of one structure estimated at a time, so that a task's array stays within the processor's cache."""
@@ -82,24 +84,23 @@ class Run:
     def passes(
         self, passes: Passes, residuals: Residuals | None = None
     ) -> tuple[Float[np.ndarray, "... pass"], tuple[SourceKind, ...], tuple[str, ...]]:
-        """Time passes of one structure: the slowest stage's time, times the stages, plus the host's own."""
+        """Time passes of one structure: the slowest stage's time, times the stages, plus the host's own.
+
+        In training, whole steps of as many microbatches as an update takes.
+        """
+        if isinstance(self.scenario.workload, Training):
+            steps = training_steps(self.scenario, passes, self.stage, residuals)
+            return steps.seconds(), steps.sources, steps.outside
         first = passes.table.pool(0)
         node, fabric = self.scenario.node(first.node, first.framework), self.scenario.hardware.fabric
+        timer = Timer(node=node, fabric=fabric, plans=len(passes.table), residuals=residuals)
         slowest = np.zeros(len(passes.table))
         kinds: list[SourceKind] = []
         outside: set[str] = set()
-        for stage in unlike_stages(self.scenario, first):
+        for stage in sorted(set(unlike_stages(self.scenario, first).values())):
             layers = shortened(self.scenario.model, stage_layers(self.scenario.model, first.parallel.pp, stage))
-            lowering = self.stage(passes, stage)
-            base = lowering.schedules(layers.base)
-            fewer = [lowering.schedules(without) for without in layers.without]
-            priced = price_together([schedule for part in (base, *fewer) for schedule in part], node, fabric)
-            if residuals is not None:
-                priced = tuple(residuals.applied(each, node, fabric) for each in priced)
-            times = np.stack([mean_pass(each, len(passes.table)) for each in priced])
-            whole = whole_pass(times.reshape(-1, len(base), *times.shape[1:]), layers.missing)
-            slowest = np.maximum(slowest, whole.min(axis=0))
-            ground = grounds(base[0], node, fabric)
+            times, ground = timer.passed(self.stage(passes, stage), layers)
+            slowest = np.maximum(slowest, times[0])
             kinds.append(ground.weakest)
             outside.update(ground.outside)
         framework = self.scenario.frameworks[first.framework]

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from moesim.deployments.deployed import NONE, Deployments, nodes_of
-from moesim.deployments.metrics import METRICS, REACTING, SIMULATED
+from moesim.deployments.metrics import LATENCIES, METRICS, REACTING, SIMULATED, TRAINED
 from moesim.deployments.pools import Estimates
+from moesim.deployments.runs import training_run
+from moesim.deployments.training import microbatches_of
 from moesim.ground.units import FlopPerSecond
 from moesim.passes.columns import column, formats
 from moesim.passes.footprint import cache_bytes
@@ -38,9 +40,9 @@ class Summary:
 
 
 def estimated_metrics(workload: Serving | Training) -> tuple[str, ...]:
-    """List the metrics an estimate gives: latencies have no meaning in training."""
-    latencies = ("ttft", "tpot") if isinstance(workload, Training) else ()
-    return tuple(name for name in METRICS if name not in (*SIMULATED, *REACTING, *latencies))
+    """List the metrics an estimate gives: latencies have no meaning in training, nor ends of it in serving."""
+    others = LATENCIES if isinstance(workload, Training) else TRAINED
+    return tuple(name for name in METRICS if name not in SIMULATED | REACTING | others)
 
 
 def offered_rate(workload: Serving | Training) -> float:
@@ -83,6 +85,8 @@ def summarize(
         "price_per_token": price / served,
         "gpus": gpus,
     }
+    if isinstance(scenario.workload, Training):
+        metrics |= training_run(scenario, deployed.table, deployed.pool, throughput, price)
     return Summary(metrics=metrics, offered=offered)
 
 
@@ -147,17 +151,21 @@ def pool_metrics(scenario: Scenario, table: PoolTable, estimates: Estimates) -> 
     workload = scenario.workload
     training = isinstance(workload, Training)
     point, step = estimates.operation, estimates.step
-    per_step = point.chunk * table["pp"] if training else point.sequences * point.emitted
+    per_step = point.sequences * point.emitted * table["dp"]
+    passes = table["pp"]
     prefilling = table.each(lambda like: like.role == "prefill") > 0
     if isinstance(workload, Serving):
         new = workload.requests.input.mean * (1 - workload.requests.prefix_hits)
         finished = point.chunk * table["pp"] / new * workload.requests.output.mean
-        per_step = np.where(prefilling, finished, per_step)
+        per_step = np.where(prefilling, finished * table["dp"], per_step)
+    else:
+        per_step = np.full(len(table), float(workload.sequences) * workload.sequence)
+        passes = microbatches_of(workload, table)
     prompts = point.chunk * point.carrying * point.carriers
     work = pass_work(scenario.model, prompts, point.tokens * table.members, training=training)
     peak = table.each(lambda like: expert_peak(scenario, like))
     with np.errstate(divide="ignore"):  # a bound of nothing on the step is none on the rate
-        rate, mfu = per_step * table["dp"] / step, work * table["dp"] * table["pp"] / (step * peak * table.gpus)
+        rate, mfu = per_step / step, work * table["dp"] * passes / (step * peak * table.gpus)
     metrics = {"rate": rate, "step": step, "mfu": mfu, "memory_headroom": estimates.memory.headroom}
     if not training:
         metrics["tpot"] = np.where(prefilling, np.nan, step / np.where(prefilling, 1.0, point.emitted))

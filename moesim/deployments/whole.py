@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -14,14 +14,18 @@ from moesim.schedules.schedule import Priced
 from moesim.world.scenario import Scenario
 
 
-def unlike_stages(scenario: Scenario, pool: Pool) -> tuple[int, ...]:
-    """List pipeline stages that differ: the first, the last, and one of each run of equal layers between."""
+def unlike_stages(scenario: Scenario, pool: Pool) -> Mapping[int, int]:
+    """Name for every pipeline stage the first one like it: its layers are equal, and it is as much at an end.
+
+    The values are the stages that differ: the first, the last, and one of each run of equal layers between.
+    """
     pp, model = pool.parallel.pp, scenario.model
     seen: dict[Hashable, int] = {}
+    found = {}
     for stage in range(pp):
         layers = tuple(model.layers[number] for number in stage_layers(model, pp, stage))
-        seen.setdefault((layers, stage == 0, stage == pp - 1), stage)
-    return tuple(seen.values())
+        found[stage] = seen.setdefault((layers, stage == 0, stage == pp - 1), stage)
+    return found
 
 
 def whole_pass(

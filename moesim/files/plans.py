@@ -8,13 +8,14 @@ from dataclasses import asdict, fields
 from types import MappingProxyType
 
 from moesim.deployments.suiting import degree_fault, unsuited
+from moesim.deployments.training import unpiped
 from moesim.files.checked import Readers, Rules, check, count, gather, refuse, shown
 from moesim.files.policies import PLANNED_KINDS, policy_tree, read_policy
 from moesim.files.spaces import ROLES
 from moesim.files.trees import Tree
 from moesim.ground.errors import PlanError, PolicyError, nearest
 from moesim.passes.columns import TENSORS
-from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Plan, Policy, Pool, divisors, misfits
+from moesim.plans.plan import DEFAULT_POLICIES, TRAINING_POLICIES, Parallel, Plan, Policy, Pool, divisors, misfits
 from moesim.policies.finding import kinds, make
 from moesim.policies.protocols import Batching, Buffering, Placement
 from moesim.world.attention import Linear
@@ -172,8 +173,26 @@ def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
     if wrong:
         problem, _, remedy = wrong.partition("; ")
         yield "parallel.etp", problem, remedy or "choose another etp"
-    if isinstance(scenario.workload, Training) and pool.role != "all":
+    yield from (_training_faults if isinstance(scenario.workload, Training) else _serving_faults)(pool, scenario)
+
+
+def _training_faults(pool: Pool, scenario: Scenario) -> Findings:
+    """Find what is wrong with a pool that trains."""
+    if pool.role != "all":
         yield "role", f"`{pool.role}` has no meaning in training", "give `all`"
+    if pool.replicas > 1:
+        remedy = f"give 1, and parallel.dp {pool.replicas} times as large: copies train together"
+        yield "replicas", f"{pool.replicas} replicas would train {pool.replicas} models", remedy
+    problem, _, remedy = unpiped(scenario, pool).partition("; ")
+    if problem:
+        yield "microbatch", problem, remedy
+
+
+def _serving_faults(pool: Pool, scenario: Scenario) -> Findings:
+    """Find policies in a pool that serves which only training has."""
+    for kind in TRAINING_POLICIES:
+        if kind in pool.policies:
+            yield f"policies.{kind}", "has no meaning in serving", "leave it out"
 
 
 def _slot_faults(pool: Pool, model: Model) -> Findings:

@@ -15,7 +15,7 @@ from moesim.files.requests import load_requests
 from moesim.files.trees import Tree
 from moesim.ground.errors import UnitError, nearest
 from moesim.ground.units import EXAMPLES, SPELLINGS, parse
-from moesim.passes.footprint import OPTIMIZER_BYTES
+from moesim.passes.trained import OPTIMIZERS
 from moesim.world.workload import (
     Arrivals,
     Lengths,
@@ -218,8 +218,8 @@ def _horizon_faults(horizon: _Horizon) -> Iterator[tuple[str, str, str]]:
 
 def _training_faults(training: Training) -> Iterator[tuple[str, str, str]]:
     yield from not_positive(training, "sequence", "sequences", "tokens")
-    if training.optimizer not in OPTIMIZER_BYTES:
-        yield "optimizer", f"`{training.optimizer}` is unknown", nearest(training.optimizer, OPTIMIZER_BYTES)
+    if training.optimizer not in OPTIMIZERS:
+        yield "optimizer", f"`{training.optimizer}` is unknown", nearest(training.optimizer, OPTIMIZERS)
 
 
 _SERVING_RULES: Rules = {_Horizon: _horizon_faults}

@@ -6,24 +6,33 @@ collective becomes its adjoint (reduce-scatter and all-gather swap), an exchange
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from moesim.schedules.ops import AllToAll, Attend, Elementwise, Gemm, Grouped, Op, Reduce
-from moesim.schedules.schedule import Schedule
+from moesim.schedules.schedule import Schedule, Task, series
 
 _ADJOINT = {"all_reduce": "all_reduce", "reduce_scatter": "all_gather", "all_gather": "reduce_scatter"}
 
 
-def with_backward(forward: Schedule) -> Schedule:
-    """Append the backward pass to a forward pass; its result is all gradients."""
-    tasks = list(forward.tasks)
+def with_backward(forward: Schedule, again: Callable[[Task], bool] | None = None) -> Schedule:
+    """Append the backward pass to a forward pass; its result is all gradients.
+
+    `again` says which tasks of the forward are run once more before it, as they were not kept.
+    """
+    return series((forward, backward_of(forward, again)))
+
+
+def backward_of(forward: Schedule, again: Callable[[Task], bool] | None = None) -> Schedule:
+    """Write the backward pass of a forward pass alone, what it has to run again first."""
+    tasks: list[Task] = []
     followers = _followers(forward)
     input_gradient: dict[int, int] = {}
     out: list[int] = []
     ops: dict[int, tuple[Op, ...]] = {}
     for index in reversed(range(len(forward.tasks))):
         task = forward.tasks[index]
-        after = tuple(input_gradient[follower] for follower in followers[index]) or forward.out
+        after = tuple(input_gradient[follower] for follower in followers[index])
         for place, op in enumerate(ops.setdefault(id(task.op), gradients(task.op))):
             tasks.append(replace(task, op=op, after=after))
             if place == 0:
@@ -32,7 +41,33 @@ def with_backward(forward: Schedule) -> Schedule:
                 out.append(len(tasks) - 1)
         if not task.after:
             out.append(input_gradient[index])
-    return replace(forward, tasks=tuple(tasks), out=tuple(out))
+    mirrored = replace(forward, tasks=tuple(tasks), out=tuple(out))
+    return mirrored if again is None else series((subset(forward, again), mirrored))
+
+
+def weight_gradients(forward: Schedule) -> Schedule:
+    """Write the part of a backward pass that nothing waits for but the optimizer, by itself."""
+    ops: dict[int, tuple[Op, ...]] = {}
+    tasks = [
+        replace(task, op=op, after=())
+        for task in forward.tasks
+        for op in ops.setdefault(id(task.op), gradients(task.op))[1:]
+    ]
+    return replace(forward, tasks=tuple(tasks), out=tuple(range(len(tasks))))
+
+
+def subset(schedule: Schedule, wanted: Callable[[Task], bool]) -> Schedule:
+    """Keep some tasks; each waits for the nearest ones kept before it."""
+    tasks: list[Task] = []
+    stands_for: list[tuple[int, ...]] = []
+    for task in schedule.tasks:
+        before = tuple(dict.fromkeys(index for each in task.after for index in stands_for[each]))
+        if wanted(task):
+            tasks.append(replace(task, after=before))
+            before = (len(tasks) - 1,)
+        stands_for.append(before)
+    out = tuple(dict.fromkeys(index for each in schedule.out for index in stands_for[each]))
+    return replace(schedule, tasks=tuple(tasks), out=out)
 
 
 def _followers(schedule: Schedule) -> list[list[int]]:

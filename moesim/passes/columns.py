@@ -17,7 +17,7 @@ from moesim.passes.folding import CLASSES
 from moesim.passes.table import PoolTable
 from moesim.plans.plan import Parallel, Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import Batching
+from moesim.policies.protocols import Batching, Pipeline
 from moesim.world.hardware import Node, Tier, reach, tier_between
 from moesim.world.model import Model
 
@@ -100,10 +100,15 @@ def group_tiers(parallel: Parallel, reaches: tuple[tuple[str, int], ...]) -> Map
     return MappingProxyType({key: tier_between(reaches, 0, gpu) for key, gpu in last.items()})
 
 
+ISSUING = ("gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch", "recompute")
+"""Kinds of policy that decide which tasks a pass has."""
+
+
 def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
     """Name everything that decides which tasks a pool's pass has; plans of one structure differ in sizes only."""
     p = pool.parallel
     batching: Batching = make("batching", pool.policy("batching"))
+    pipeline: Pipeline = make("pipeline", pool.policy("pipeline"))
     return (
         pool.node,
         pool.framework,
@@ -114,8 +119,9 @@ def structure(pool: Pool, node: Node, fabric: tuple[Tier, ...]) -> Hashable:
         min(p.ep * p.etp, CLASSES),
         pool.policy("gating").settings.get("flexible", True) or p.ep * p.etp,
         tuple(sorted(pool.precision.items())),
-        tuple(pool.policy(kind) for kind in ("gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")),
+        tuple(map(pool.policy, ISSUING)),
         batching.speculated,
+        pipeline.lanes,
     )
 
 

@@ -13,15 +13,14 @@ from moesim.ground.units import show
 from moesim.passes.attention import ACTIVATION, unmodelled
 from moesim.passes.columns import Column, Columns, column, columns, stage_layers
 from moesim.passes.keeping import kept, kept_like
-from moesim.passes.shortcut import changed_model
+from moesim.passes.parameters import model_of, parameters, vocabularies
 from moesim.passes.table import PoolTable, batching_of
-from moesim.plans.plan import Pool
+from moesim.passes.trained import kept_activations, kept_weights, state
+from moesim.plans.plan import TRAINING_POLICIES, Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
+from moesim.policies.protocols import AllToAllPolicy
 from moesim.world.attention import (
     Unmodelled,
-    attention_parameters,
-    copied_parameters,
     kv_bytes,
     kv_share,
     kv_tokens,
@@ -29,19 +28,12 @@ from moesim.world.attention import (
 )
 from moesim.world.formats import bytes_of
 from moesim.world.framework import Framework
-from moesim.world.model import Dense, Layer, Model, Moe, embedding_parameters, expert_parameters, matrices
+from moesim.world.model import Layer, Model, Moe
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
-OPTIMIZER_BYTES: Mapping[str, float] = {"adam": 16.0, "sgd": 8.0}
-"""Bytes per trained parameter besides its bf16 weight: fp32 gradient and master copy, and Adam's two fp32 moments."""
-
 LOGIT = 4.0
 """Bytes of a logit: fp32."""
-
-KEPT_BYTES = 34.0
-"""Activation bytes kept for backward per token and unit of width, attention recomputed (Korthikanti et al.,
-arXiv 2205.05198, eq. 2 without the attention-score term)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,6 +100,7 @@ def _names(pool: Pool) -> Hashable:
         _drafts(pool),
         pool.policy("shortcut"),
         kept_like(pool),
+        *map(pool.policy, TRAINING_POLICIES),
     )
 
 
@@ -158,39 +151,27 @@ def _stage_items(
 ) -> dict[str, Float[np.ndarray, "plan"]]:
     """Itemise one stage, one number per plan."""
     pool = cols.first
-    model = changed_model(scenario.model, make("shortcut", pool.policy("shortcut")))
+    model = model_of(scenario, pool)
     pp = pool.parallel.pp
     modules = model.mtp if stage == pp - 1 and _drafts(pool) else 0
     layers = [model.layers[number] for number in stage_layers(model, pp, stage)] + [model.layers[-1]] * modules
     framework = _framework(scenario, pool)
-    ends = _vocabularies(model, cols, ends=(stage == 0) + (stage == pp - 1))
+    ends = vocabularies(model, cols, ends=(stage == 0) + (stage == pp - 1))
     weights = _weights(model, layers, cols, ends, modules)
-    items = (
-        weights
-        | {
-            "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
-            "activations": _activations(model, layers, cols, tokens, sequences, framework, training),
-            "exchange buffers": _buffers(layers, cols, tokens),
-            "runtime": column([framework.reserve]),
-        }
-        | dict(kept(pool, layers, framework, tokens))
-    )
     if training:
-        per_parameter = OPTIMIZER_BYTES[_optimizer(scenario)]
-        dense, attention, experts = _parameters(model, layers, cols)
-        items["optimizer"] = (dense + attention + experts + ends + model.others / pp) * per_parameter
+        weights = {name: size * share for (name, size), share in zip(weights.items(), kept_weights(cols), strict=True)}
+    items = weights | {
+        "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
+        "activations": kept_activations(model, layers, cols, tokens, scenario.workload, last=stage == pp - 1)
+        if isinstance(scenario.workload, Training)
+        else _activations(model, layers, cols, tokens, sequences, framework),
+        "exchange buffers": _buffers(layers, cols, tokens),
+        "runtime": column([framework.reserve]),
+        **kept(pool, layers, framework, tokens),
+    }
+    if isinstance(scenario.workload, Training):
+        items |= state(scenario.workload, model, cols, stage)
     return {key: np.broadcast_to(value, cols.tp.shape).ravel().copy() for key, value in items.items()}
-
-
-def _optimizer(scenario: Scenario) -> str:
-    assert isinstance(scenario.workload, Training)
-    return scenario.workload.optimizer
-
-
-def _vocabularies(model: Model, cols: Columns, *, ends: int) -> Column:
-    """Parameters of the embedding and the head per rank, as many of the two as this stage has."""
-    matrices_here = min(ends, 1 if model.tied and cols.first.parallel.pp == 1 else 2)
-    return np.asarray(embedding_parameters(model) * matrices_here / cols.tp)
 
 
 def _weights(model: Model, layers: list[Layer], cols: Columns, vocabulary: Column, modules: int) -> dict[str, Column]:
@@ -198,7 +179,7 @@ def _weights(model: Model, layers: list[Layer], cols: Columns, vocabulary: Colum
 
     A drafting module is one more layer behind a projection of hidden state and embedding, side by side.
     """
-    dense, attention, experts = _parameters(model, layers, cols)
+    dense, attention, experts = parameters(model, layers, cols)
     dense = dense + modules * 2.0 * model.dim**2
     return {
         "expert weights": experts * bytes_of(cols.formats["experts"]),
@@ -206,48 +187,6 @@ def _weights(model: Model, layers: list[Layer], cols: Columns, vocabulary: Colum
         "dense weights": dense * bytes_of(cols.formats["dense"]) + model.others * 2.0 / cols.first.parallel.pp,
         "vocabulary": vocabulary * bytes_of(cols.formats["embedding"]),
     }
-
-
-def _parameters(model: Model, layers: list[Layer], cols: Columns) -> tuple[Column, Column, Column]:
-    """Parameters per rank: dense (with gate and shared experts), attention, routed experts in their slots."""
-    policy: AllToAllPolicy = make("alltoall", cols.first.policy("alltoall"))
-    shared_slices = cols.tp if policy.replicated else np.ones_like(cols.tp)
-    dense, attention, experts = (np.zeros_like(cols.tp) for _ in range(3))
-    for layer, times in Counter(layers).items():
-        attention = attention + times * _attention_parameters(layer, cols)
-        match layer.ffn:
-            case Dense():
-                dense = dense + times * matrices(gated=layer.ffn.gated) * layer.dim * layer.ffn.width / cols.tp
-            case Moe():
-                moe = layer.ffn
-                shared = matrices(gated=moe.gated) * layer.dim * moe.shared_width / shared_slices
-                latent = 2.0 * layer.dim * moe.input_dim if moe.input_dim != layer.dim else 0.0
-                dense = dense + times * (layer.dim * moe.experts + shared + latent)
-                experts = experts + times * _slots(moe, cols) * expert_parameters(moe) / cols.etp
-            case None:
-                pass
-    return dense, attention, experts
-
-
-def _attention_parameters(layer: Layer, cols: Columns) -> Column:
-    """Weights of an attention part per rank; some parts of latent attention are copied on all tensor-parallel ranks."""
-    kind = layer.attention
-    if kind is None:
-        return np.zeros_like(cols.tp)
-    whole = float(attention_parameters(kind, layer.dim))
-    copied = float(copied_parameters(kind, layer.dim))
-    return copied + (whole - copied) / cols.tp
-
-
-def _slots(moe: Moe, cols: Columns) -> Column:
-    """Resident expert slots per rank and MoE layer."""
-
-    def resident(like: Pool, ep: int) -> float:
-        placement: Placement = make("placement", like.policy("placement"))
-        buffering: Buffering = make("buffering", like.policy("buffering"))
-        return buffering.resident_of(placement.slots(moe.experts, ep) // ep)
-
-    return cols.table.each(resident, "ep").reshape(-1, 1, 1)
 
 
 def _cache(layers: list[Layer], cols: Columns, sequences: Column, context: Column) -> Column:
@@ -272,30 +211,12 @@ def cache_bytes(layers: Sequence[Layer], dtype: str, context: Column, tp: Column
 
 
 def _activations(
-    model: Model,
-    layers: list[Layer],
-    cols: Columns,
-    tokens: Column,
-    sequences: Column,
-    framework: Framework,
-    training: bool,
+    model: Model, layers: list[Layer], cols: Columns, tokens: Column, sequences: Column, framework: Framework
 ) -> Column:
-    """Activation bytes: a workspace of some hidden states in serving; what backward needs, in training.
-
-    Logits are fp32, one row per sequence.
-    """
+    """Activation bytes in serving: a workspace of some hidden states, and logits in fp32, one row per sequence."""
     width = max(layer.dim for layer in layers)
-    if not training:
-        logits = sequences * model.vocab / cols.tp * LOGIT
-        return np.asarray(tokens * cols.tp * width * framework.workspace + logits)
-    kept = sum(layer.dim * layer.tokens * KEPT_BYTES for layer in layers)
-    routed = sum(layer.tokens * _routed_bytes(layer.ffn) for layer in layers if isinstance(layer.ffn, Moe))
-    return tokens * (kept + routed) * cols.first.parallel.pp  # 1F1B: the first stage holds pp microbatches
-
-
-def _routed_bytes(moe: Moe) -> float:
-    """Activation bytes kept for backward per token by its experts: rows in and out, and their inner states."""
-    return moe.topk * (2 * moe.input_dim + matrices(gated=moe.gated) * moe.width) * ACTIVATION
+    logits = sequences * model.vocab / cols.tp * LOGIT
+    return np.asarray(tokens * cols.tp * width * framework.workspace + logits)
 
 
 def _buffers(layers: list[Layer], cols: Columns, tokens: Column) -> Column:

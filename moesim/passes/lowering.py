@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from moesim.ground.streams import stream
 from moesim.passes.attention import ACTIVATION, NORM_PASSES, Work, add_attention, join_group, work
-from moesim.passes.backward import with_backward
+from moesim.passes.backward import backward_of, weight_gradients, with_backward
 from moesim.passes.buffering import buffered, missing_share, popular
 from moesim.passes.chain import Chain
 from moesim.passes.columns import Column, Columns, Sizes, as_column, column, columns, group_tiers, stage_layers
@@ -30,9 +31,9 @@ from moesim.passes.table import PoolTable, batching_of, table_of
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
-from moesim.policies.protocols import AllToAllPolicy, Buffering, Gating, Overlap, Placement, Shortcut
+from moesim.policies.protocols import AllToAllPolicy, Buffering, Gating, Overlap, Placement, Recompute, Shortcut
 from moesim.schedules.ops import Elementwise, Gemm, Send
-from moesim.schedules.schedule import Schedule, relayered, series
+from moesim.schedules.schedule import Schedule, beside, relayered, series
 from moesim.world.hardware import Node, Tier, reach
 from moesim.world.model import Dense, Layer, Model, Moe
 from moesim.world.routing import Routing
@@ -108,6 +109,9 @@ def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[
     return {size: float(routing.distinct(rank_of_expert // size).mean()) for size in (1, *sizes)}
 
 
+Part = Literal["whole", "forward", "weights", "beside"]
+"""A differentiated pass, its forward alone, its gradients of weights alone, or forward and backward side by side."""
+
 Mixtures = Callable[[Moe, int, Sizes], Mixture]
 """Sizes a MoE layer, given the cell of drawn routing that stands for it and its home tokens per rank."""
 
@@ -134,6 +138,7 @@ class _Setting:
     speculated: float
     shortcut: Shortcut
     overlap: Overlap
+    recompute: Recompute
     replicated: bool
 
     @cached_property
@@ -156,18 +161,19 @@ class Lowering:
     settings: tuple[_Setting, ...]
     caches: tuple[_Cache, ...]
 
-    def schedules(self, layers: Sequence[int] | None = None) -> tuple[Schedule, ...]:
+    def schedules(self, layers: Sequence[int] | None = None, part: Part = "whole") -> tuple[Schedule, ...]:
         """Write the pass: alternatives of structure, of which the caller keeps the fastest.
 
-        `layers` lists the layers to write: all of the stage, unless a few are to stand for them (`shortened`).
+        `layers` lists the layers to write: all of the stage, unless a few are to stand for them (`shortened`). Of a
+        pass that is differentiated, `part` may ask for less than the whole.
         """
         halves = [
-            _lower_batch(setting, setting.layers if layers is None else layers, cache)
+            _lower_batch(setting, setting.layers if layers is None else layers, cache, part)
             for setting, cache in zip(self.settings, self.caches, strict=True)
         ]
         return tuple(self.settings[0].overlap.whole(tuple(choice)) for choice in zip(*halves, strict=True))
 
-    def blocks(self) -> Iterator[tuple[Schedule, int]]:
+    def blocks(self, part: Part = "whole") -> Iterator[tuple[Schedule, int]]:
         """Write each unlike block of the first batch once, and say how many times it is in the pass."""
         (setting, *_), (cache, *_) = self.settings, self.caches
         ends = [_embedding(setting)] if setting.stage == 0 else []
@@ -176,16 +182,23 @@ class Lowering:
             drafted = range(_drafted(setting))
             layers += [len(setting.model.layers) + module for module in drafted]
             ends += [_head(setting)] * (1 + len(drafted)) + [_draft_entry(setting, module) for module in drafted]
-        else:
+        elif not setting.batch.backward:
             ends.append(_send(setting))
         alike: dict[tuple[Layer, int], list[int]] = {}
         for number in layers:
             alike.setdefault(_kind(setting, number), []).append(number)
         for numbers in alike.values():
             block = _layer_block(setting, (numbers[0],), cache)[0]
-            yield _differentiated(setting, block), len(numbers)
+            yield _differentiated(setting, block, part), len(numbers)
         for end in ends:
-            yield _differentiated(setting, end), 1
+            yield _differentiated(setting, end, part), 1
+
+    def hop(self) -> Schedule:
+        """Write the hand-over of one microbatch's hidden state to the next stage, or of its gradient to the one before.
+
+        A differentiated pass does without: it is between the passes of two stages, and belongs to neither.
+        """
+        return _send(self.settings[0])
 
 
 def lower(
@@ -333,6 +346,7 @@ def _setting(
         speculated=float(batching_of(first).speculated),
         shortcut=shortcut,
         overlap=overlap,
+        recompute=make("recompute", first.policy("recompute")),
         replicated=alltoall.replicated,
     )
 
@@ -343,7 +357,7 @@ def halves_wanted(pool: Pool) -> int:
     return overlap.halves
 
 
-def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tuple[Schedule, ...]:
+def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache, part: Part) -> tuple[Schedule, ...]:
     """Lower one batch through some layers; one result per alternative of the overlap policy."""
     blocks: list[tuple[Schedule, ...]] = []
     if setting.stage == 0:
@@ -355,16 +369,23 @@ def _lower_batch(setting: _Setting, layers: Sequence[int], cache: _Cache) -> tup
             blocks.append((_draft_entry(setting, module),))
             blocks.append(_layer_block(setting, (len(setting.model.layers) + module,), cache))
             blocks.append((_head(setting, module + 1),))
-    else:
+    elif not setting.batch.backward:
         blocks.append((_send(setting),))
     width = max(len(block) for block in blocks)
     alternatives = (series([block[min(choice, len(block) - 1)] for block in blocks]) for choice in range(width))
-    return tuple(_differentiated(setting, forward) for forward in alternatives)
+    return tuple(_differentiated(setting, forward, part) for forward in alternatives)
 
 
-def _differentiated(setting: _Setting, forward: Schedule) -> Schedule:
-    """Append the backward of a pass that has one."""
-    return with_backward(forward) if setting.batch.backward else forward
+def _differentiated(setting: _Setting, forward: Schedule, part: Part) -> Schedule:
+    """Append the backward of a pass that has one, or put it beside the forward."""
+    if not setting.batch.backward or part == "forward":
+        return forward
+    again = None if setting.recompute.keeps == "all" else setting.recompute
+    if part == "weights":
+        return weight_gradients(forward)
+    if part == "beside":
+        return beside(forward, backward_of(forward, again))
+    return with_backward(forward, again)
 
 
 def _kind(setting: _Setting, number: int) -> tuple[Layer, int]:

@@ -71,6 +71,15 @@ DEFAULT_POLICIES: Mapping[str, Policy] = MappingProxyType(
     }
 )
 
+TRAINING_POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {
+        "pipeline": Policy(name="one_f_one_b"),
+        "sharding": Policy(name="zero"),
+        "recompute": Policy(name="none"),
+    }
+)
+"""Kinds that only training has, and their defaults."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
@@ -92,7 +101,7 @@ class Pool:
 
     def policy(self, kind: str) -> Policy:
         """Return the policy of a kind: the pool's own, or the default."""
-        return self.policies.get(kind) or DEFAULT_POLICIES[kind]
+        return self.policies.get(kind) or DEFAULT_POLICIES.get(kind) or TRAINING_POLICIES[kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

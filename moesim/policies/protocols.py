@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from moesim.plans.layout import Layout
 from moesim.schedules.ops import Exchange, Op
-from moesim.schedules.schedule import Schedule
+from moesim.schedules.schedule import Schedule, Task
 from moesim.world.model import Moe
 
 Counts = Shaped[np.ndarray, "*#lead rank expert"]
@@ -411,4 +411,92 @@ class Batching(Protocol):
     @property
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes with a compiled graph, ascending; empty: any size runs as it is."""
+        ...
+
+
+Turn = tuple[int, int]
+"""A chunk of a stage, and a microbatch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """What a pipeline stage does at a time: any of these, side by side where there are two.
+
+    Attributes
+    ----------
+    forward, backward : a microbatch's pass through a chunk
+    inputs, weights : a backward's two halves, the gradients of inputs and those of weights
+    """
+
+    forward: Turn | None = None
+    backward: Turn | None = None
+    inputs: Turn | None = None
+    weights: Turn | None = None
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """Order the microbatches of a training step on every pipeline stage."""
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of layers a stage is cut into, which a microbatch passes one after another."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """Ways through the stages; each takes an equal share of the microbatches, and needs weights of its own."""
+        ...
+
+    def __hash__(self) -> int:
+        """Hash by content: a policy is a value."""
+        ...
+
+    def fault(self, stages: int, microbatches: int, layers: int) -> str:
+        """Say why it does not suit these numbers, and a remedy; nothing where it does."""
+        ...
+
+    def position(self, stage: int, chunk: int, stages: int) -> int:
+        """Return how many chunks a microbatch passes before this one, on its way through this one."""
+        ...
+
+    def order(self, stage: int, stages: int, microbatches: int) -> Sequence[Unit]:
+        """Return what a stage does, in order. Where there are two lanes, the chunk of a turn is the lane."""
+        ...
+
+
+@runtime_checkable
+class Sharding(Protocol):
+    """Share the state of training out among data-parallel ranks."""
+
+    def __hash__(self) -> int:
+        """Hash by content: a policy is a value."""
+        ...
+
+    @property
+    def stage(self) -> int:
+        """What is shared out: 0, nothing; 1, the optimizer; 2, gradients too; 3, weights too."""
+        ...
+
+    @property
+    def behind(self) -> bool:
+        """Whether gradients are reduced, and weights gathered, behind computing."""
+        ...
+
+
+Kept = Literal["all", "products", "inputs"]
+"""What a layer keeps for its backward: all, the inputs of what is a product or an exchange, or its own input alone."""
+
+
+@runtime_checkable
+class Recompute(Protocol):
+    """Choose what the backward pass computes again."""
+
+    @property
+    def keeps(self) -> Kept:
+        """What is kept for it."""
+        ...
+
+    def __call__(self, task: Task) -> bool:
+        """Say whether a task of the forward is run again before the backward."""
         ...

@@ -31,9 +31,12 @@ class Degrees:
         return np.asarray(self.rows[DEGREES.index(name)])
 
 
-def degrees_of(model: Model, offer: Offer, space: Space) -> Degrees:
-    """List degrees that divide what they must: tp the heads and widths, ep x etp the ranks, etp the expert width."""
-    found = list(_degrees(model, offer, space))
+def degrees_of(model: Model, offer: Offer, space: Space, *, copies: bool = False) -> Degrees:
+    """List degrees that divide what they must: tp the heads and widths, ep x etp the ranks, etp the expert width.
+
+    `copies` says whether experts may be copied as a whole, in several blocks of a stage, as training does.
+    """
+    found = list(_degrees(model, offer, space, copies))
     return Degrees(rows=np.array(found, np.int64).reshape(-1, len(DEGREES)).T)
 
 
@@ -46,7 +49,7 @@ def _open(space: Space, name: str, value: int) -> bool:
     return not listed or value in listed
 
 
-def _degrees(model: Model, offer: Offer, space: Space) -> Iterator[tuple[int, ...]]:
+def _degrees(model: Model, offer: Offer, space: Space, copies: bool) -> Iterator[tuple[int, ...]]:
     gpus = offer.node.gpus
     pps = [pp for pp in _listed(space, "pp") if pp <= len(model.layers)]
     tensor = _tensor_degrees(model, gpus, space)
@@ -54,12 +57,12 @@ def _degrees(model: Model, offer: Offer, space: Space) -> Iterator[tuple[int, ..
         if size % pp or (pp > 1 and size <= gpus):
             continue
         ranks = size // pp
-        slices = _expert_slices(model, ranks, space)
+        blocks = _expert_blocks(model, ranks, space, copies)
         for tp, cp in itertools.product(tensor, _listed(space, "cp")):
             if ranks % (tp * cp) or not _open(space, "dp", ranks // (tp * cp)):
                 continue
-            for etp in slices:
-                yield pp, ranks // (tp * cp), tp, cp, ranks // etp, etp
+            for ep, etp in blocks:
+                yield pp, ranks // (tp * cp), tp, cp, ep, etp
 
 
 def _sizes(offer: Offer) -> list[int]:
@@ -82,17 +85,18 @@ def _divides(attention: Any, ffn: Any, tp: int) -> bool:
     return heads and (not isinstance(ffn, Dense) or ffn.width % (tp * SLICE) == 0 or tp == 1)
 
 
-def _expert_slices(model: Model, ranks: int, space: Space) -> list[int]:
-    """Expert-tensor degrees that divide the ranks and leave slices worth multiplying; no more ranks than experts."""
+def _expert_blocks(model: Model, ranks: int, space: Space, copies: bool) -> list[tuple[int, int]]:
+    """(ep, etp) whose product divides the ranks, or is all of them; no more ranks than experts, no thin slices.
+
+    With copies, ep divides the experts, so that all ranks hold as many.
+    """
     if not model.moe_layers:
-        return [ranks]
+        return [(1, ranks)]
     moe = model.moe(model.moe_layers[0])
-    wanted = _listed(space, "etp") or divisors(ranks)
-    return [
-        etp
-        for etp in wanted
-        if ranks % etp == 0
-        and (etp == 1 or moe.width % (etp * SLICE) == 0)
-        and ranks // etp <= moe.experts
-        and _open(space, "ep", ranks // etp)
-    ]
+    found = []
+    for etp in _listed(space, "etp") or divisors(ranks):
+        if ranks % etp or (etp > 1 and moe.width % (etp * SLICE)):
+            continue
+        sizes = [ep for ep in divisors(ranks // etp) if moe.experts % ep == 0] if copies else [ranks // etp]
+        found += [(ep, etp) for ep in sizes if ep <= moe.experts and _open(space, "ep", ep)]
+    return found

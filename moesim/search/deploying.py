@@ -7,11 +7,14 @@ import numpy as np
 from moesim.deployments.deployed import Deployments, nodes_of, of_role_all
 from moesim.passes.table import PoolTable, Whole
 from moesim.world.scenario import Scenario
+from moesim.world.workload import Training
 
 
 def every_number_of_replicas(scenario: Scenario, table: PoolTable, rows: Whole) -> Deployments:
-    """Deploy each pool with as many replicas as 1, 2, ... nodes hold, and no number twice."""
+    """Deploy each pool with as many replicas as 1, 2, ... nodes hold, and no number twice; one replica trains."""
     hardware = scenario.hardware
+    if isinstance(scenario.workload, Training):
+        return of_role_all(table, rows, np.ones_like(rows))
     gpus = table.gpus[rows]
     per_node = table.each(lambda like: hardware.offer(like.node).node.gpus)[rows].astype(np.int64)
     most = table.each(lambda like: hardware.offer(like.node).max_nodes)[rows].astype(np.int64)

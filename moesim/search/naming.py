@@ -18,7 +18,7 @@ from moesim.ground.units import weakest
 from moesim.passes.footprint import describe
 from moesim.passes.table import Whole, batching_of
 from moesim.plans.layout import NO_LIMIT
-from moesim.plans.plan import DEFAULT_POLICIES, Policy, Pool
+from moesim.plans.plan import DEFAULT_POLICIES, TRAINING_POLICIES, Policy, Pool
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
@@ -45,7 +45,8 @@ def layout(pool: Pool, *, training: bool = False) -> str:
     """
     p = pool.parallel
     degrees = [f"{name}{getattr(p, name)}" for name in ("pp", "dp", "tp", "cp", "ep", "etp") if getattr(p, name) > 1]
-    kinds = [*ALWAYS, *(kind for kind in OTHERWISE if pool.policy(kind) != DEFAULT_POLICIES[kind])]
+    usual = {**{kind: DEFAULT_POLICIES[kind] for kind in OTHERWISE}, **(TRAINING_POLICIES if training else {})}
+    kinds = [*ALWAYS, *(kind for kind, policy in usual.items() if pool.policy(kind) != policy)]
     words = [*degrees, *(_in_short(policy) for policy in (*map(pool.policy, kinds), *pool.adaptation))]
     return " ".join([*filter(None, words), _size(pool, training)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,9 +14,10 @@ from jaxtyping import Bool, Int
 
 from moesim.deployments.following import horizon
 from moesim.deployments.suiting import unsuited
+from moesim.deployments.training import unpiped
 from moesim.ground.errors import Fault, PlanError, PolicyError, nearest
 from moesim.passes.table import COUNTED, DEGREES, PoolTable
-from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, Space
+from moesim.plans.plan import DEFAULT_POLICIES, TRAINING_POLICIES, Parallel, Policy, Pool, Space
 from moesim.policies.finding import make
 from moesim.policies.protocols import AllToAllPolicy, Buffering, Placement
 from moesim.search.degrees import Degrees, degrees_of
@@ -47,9 +48,13 @@ TRAINING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "placement": (Policy(name="contiguous"),),
         "max_batch": (256,),
         "microbatch": (1, 2, 4),
+        "parallel.pp": (1, 2, 4, 8),
+        "pipeline": (Policy(name="one_f_one_b"), Policy(name="interleaved")),
+        "sharding": (Policy(name="zero"),),
+        "recompute": (Policy(name="none"), Policy(name="selective"), Policy(name="full")),
     }
 )
-"""The same for training, where a batch is a microbatch of whole sequences and experts have no copies."""
+"""The same for training, where a batch is a microbatch of whole sequences and slots hold no second copies."""
 
 PREFILL_BUDGETS = (8192, 16384, 32768)
 """Prompt tokens a step of a pool that only prefills may hold."""
@@ -76,7 +81,7 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
     PlanError
         The space names an axis that this search does not vary.
     """
-    _check_axes(space)
+    _check_axes(space, scenario.workload)
     space = with_defaults(space, scenario.workload)
     refused: Counter[str] = Counter()
     variants: list[Pool] = []
@@ -84,12 +89,12 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
     for offer in scenario.hardware.offers:
         if not allowed(space, "node", offer.node.name):
             continue
-        degrees = degrees_of(scenario.model, offer, space)
+        degrees = degrees_of(scenario.model, offer, space, copies=isinstance(scenario.workload, Training))
         for like, batches in _variants(scenario, space, offer.node, refused):
             valid = _valid(like, degrees, offer.node, scenario, refused, len(batches))
             rows = degrees.rows[:, valid]
             if rows.size and len(batches):
-                columns.append(_crossed(len(variants), rows, batches))
+                columns.append(_stepping(scenario, like, _crossed(len(variants), rows, batches), refused))
                 variants.append(like)
     table = np.concatenate(columns, axis=1) if columns else np.zeros((1 + len(COUNTED), 0), np.int64)
     counts = MappingProxyType(dict(zip(COUNTED, table[1:], strict=True)))
@@ -97,9 +102,14 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
     return Enumerated(table=found, invalid=MappingProxyType(dict(refused)))
 
 
-def _check_axes(space: Space) -> None:
+def policy_axes(workload: Serving | Training) -> tuple[str, ...]:
+    """List the kinds of policy a search varies."""
+    return (*POLICY_AXES, *TRAINING_POLICIES) if isinstance(workload, Training) else POLICY_AXES
+
+
+def _check_axes(space: Space, workload: Serving | Training) -> None:
     """Refuse axes that would be ignored; number of replicas and nodes are always varied."""
-    known = (*POLICY_AXES, *OTHER_AXES, *DEGREE_AXES)
+    known = (*policy_axes(workload), *OTHER_AXES, *DEGREE_AXES)
     faults = [
         Fault(path=name, problem="this search does not vary it", remedy=nearest(name, known))
         for name in space.axes
@@ -131,7 +141,8 @@ Batches = Sequence[tuple[int, int]]
 
 def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str]) -> Iterator[tuple[Pool, Batches]]:
     """Combine what has a name: role, framework, precision and policies; with each, (batch, microbatch) to try."""
-    policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in POLICY_AXES]
+    kinds = policy_axes(scenario.workload)
+    policies = [axis(space, kind) or (DEFAULT_POLICIES[kind],) for kind in kinds]
     frameworks = axis(space, "framework") or (next(iter(scenario.frameworks)),)
     reacting = axis(space, "adaptation") or offered(scenario.routing, axis(space, "gating")) or ((),)
     sizes = list(itertools.product(axis(space, "max_batch"), axis(space, "microbatch")))
@@ -145,7 +156,7 @@ def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str
                 parallel=Parallel(),
                 framework=framework,
                 precision=precision,
-                policies=MappingProxyType(dict(zip(POLICY_AXES, chosen, strict=True)) | {"batching": batching}),
+                policies=MappingProxyType(dict(zip(kinds, chosen, strict=True)) | {"batching": batching}),
                 adaptation=adaptation,
             )
             tried = sizes if role != "prefill" else [(max(sizes)[0], 1)]
@@ -255,6 +266,28 @@ def _crossed(variant: int, rows: Int[np.ndarray, "degree row"], batches: Batches
     repeated = np.repeat(rows, len(batches), axis=1)
     sizes = np.tile(np.array(batches, np.int64).T, number)
     return np.concatenate([np.full((1, repeated.shape[1]), variant), repeated, sizes])
+
+
+def _stepping(
+    scenario: Scenario, like: Pool, rows: Int[np.ndarray, "column plan"], refused: Counter[str]
+) -> Int[np.ndarray, "column plan"]:
+    """Leave out plans whose microbatches do not make up a training step, or do not suit their pipeline."""
+    if not isinstance(scenario.workload, Training):
+        return rows
+    table = PoolTable(
+        variants=(like,),
+        variant=np.zeros(rows.shape[1], np.int64),
+        counts=MappingProxyType(dict(zip(COUNTED, rows[1:], strict=True))),
+    )
+
+    def wrong(pool: Pool, pp: int, dp: int, microbatch: int) -> float:
+        sized = replace(pool, parallel=Parallel(pp=pp, dp=dp), microbatch=microbatch)
+        return bool(unpiped(scenario, sized))
+
+    bad = table.each(wrong, "pp", "dp", "microbatch") > 0
+    if bad.any():
+        refused["microbatches do not divide a step's sequences, or do not suit the pipeline"] += int(bad.sum())
+    return np.asarray(rows[:, ~bad])
 
 
 def roles_wanted(space: Space, workload: Serving | Training) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from moesim.deployments.capacity import capacity
-from moesim.plans.plan import DEFAULT_POLICIES, Plan, Policy, Pool
+from moesim.plans.plan import DEFAULT_POLICIES, TRAINING_POLICIES, Plan, Policy, Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Placement
 from moesim.world.framework import Framework
@@ -41,7 +41,8 @@ def decided(pool: Pool, *, training: bool) -> dict[str, str]:
         named["microbatch"] = text(pool.microbatch)
     for tensor, dtype in sorted(pool.precision.items()):
         named[f"precision.{tensor}"] = dtype
-    for kind, policy in sorted({**DEFAULT_POLICIES, **pool.policies}.items()):
+    usual = {**DEFAULT_POLICIES, **(TRAINING_POLICIES if training else {})}
+    for kind, policy in sorted({**usual, **pool.policies}.items()):
         named |= _policy(f"policies.{kind}", kind, policy)
     for policy in pool.adaptation:
         named |= _policy(f"adaptation.{policy.name}", "adaptation", policy)

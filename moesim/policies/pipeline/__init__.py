@@ -1,0 +1,1 @@
+"""In which order a pipeline stage works on its microbatches, in training."""
