@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moesim.ground.errors import PolicyError
+from moesim.passes.pipelining import drafts
 from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.plans.plan import Policy, Setting
 from moesim.policies.finding import find, make
@@ -37,13 +38,17 @@ from moesim.policies.protocols import (
     Gating,
     Overlap,
     Phase,
+    Pipeline,
     Placement,
     Prefetch,
+    Recompute,
     Router,
     Scaling,
     Seen,
+    Sharding,
     Shortcut,
     Sizes,
+    Turn,
 )
 from moesim.schedules.ops import AllToAll, Elementwise, Exchange, Gemm, Grouped, Op
 from moesim.schedules.schedule import Schedule, Task, relayered, series
@@ -59,10 +64,13 @@ __all__ = [
     "check_buffering",
     "check_gating",
     "check_overlap",
+    "check_pipeline",
     "check_placement",
     "check_prefetch",
+    "check_recompute",
     "check_router",
     "check_scaling",
+    "check_sharding",
     "check_shortcut",
     "rank_loads",
     "sizes_by_name",
@@ -632,6 +640,56 @@ def check_scaling(scaling: Scaling) -> None:
                 assert wanted == replicas or waiting < 5000, "leaves a crowd waiting"
 
 
+_PIPELINES = ((1, 1, 12), (2, 4, 12), (4, 8, 24), (4, 3, 24), (6, 18, 24), (8, 16, 64))
+"""Stages, microbatches, layers."""
+
+
+def check_pipeline(pipeline: Pipeline) -> None:
+    """Check that every stage passes every microbatch there and back once, and that no two wait for each other."""
+    for stages, microbatches, layers in _PIPELINES:
+        problem = pipeline.fault(stages, microbatches, layers)
+        if problem:
+            assert "; " in problem, f"`{problem}` names no remedy; end it with `; ` and one"
+            continue
+        for stage in range(stages):
+            order = pipeline.order(stage, stages, microbatches)
+            there = [unit.forward for unit in order if unit.forward]
+            back = [unit.backward or unit.inputs for unit in order if unit.backward or unit.inputs]
+            passed = microbatches * (pipeline.chunks if pipeline.lanes == 1 else 1)
+            assert len(set(there)) == len(there) == passed, f"stage {stage} of {stages} makes {len(there)} forwards"
+            assert sorted(there) == sorted(map(_turn, back)), f"stage {stage} of {stages} takes others back than there"
+            late = [unit.inputs for unit in order if unit.inputs]
+            weights = [unit.weights for unit in order if unit.weights]
+            assert sorted(map(_turn, late)) == sorted(map(_turn, weights)), f"stage {stage} forgets weights' gradients"
+        drafts(pipeline, stages, microbatches)
+
+
+def _turn(turn: Turn | None) -> Turn:
+    assert turn is not None
+    return turn
+
+
+def check_sharding(sharding: Sharding) -> None:
+    """Check that it names a stage of sharing there is."""
+    assert sharding.stage in range(4), f"stage {sharding.stage}; 0 to 3 are known"
+    assert isinstance(sharding.behind, bool), "`behind` is true or false"
+
+
+def check_recompute(recompute: Recompute) -> None:
+    """Check that what is run again is what was not kept."""
+    block = _moe_block(phases=1)
+    again = [task for task in block.tasks if recompute(task)]
+    match recompute.keeps:
+        case "all":
+            assert not again, f"keeps all, and runs {again[0].name} again"
+        case "products":
+            products = [task.name for task in again if not isinstance(task.op, Elementwise)]
+            assert again, "keeps less than all, and runs nothing again"
+            assert not products, f"keeps what products need, and runs {products[0]} again"
+        case "inputs":
+            assert len(again) == len(block.tasks), "keeps its input alone, and does not run all again"
+
+
 CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
     {
         "adaptation": check_adaptation,
@@ -640,10 +698,13 @@ CHECKS: Mapping[str, Callable[[Any], None]] = MappingProxyType(
         "buffering": check_buffering,
         "gating": check_gating,
         "overlap": check_overlap,
+        "pipeline": check_pipeline,
         "placement": check_placement,
         "prefetch": check_prefetch,
+        "recompute": check_recompute,
         "router": check_router,
         "scaling": check_scaling,
+        "sharding": check_sharding,
         "shortcut": check_shortcut,
     }
 )

@@ -97,14 +97,22 @@ def microbatch() -> Result:
     return run(world, replace(pool, framework=next(iter(world.frameworks))))
 
 
-def test_a_training_microbatch() -> None:
-    """Each of 4 dp groups trains one sequence of 4,096 tokens per stage and step, without a target to miss."""
+def test_a_training_step() -> None:
+    """1,024 sequences of 4,096 tokens an update, 256 microbatches for each of 4 dp groups; no target to miss."""
     result = microbatch()
     assert (result.verdict.fits, result.verdict.good, result.verdict.why) == (True, True, "fits")
     assert "tpot" not in result.summary
     step = result.summary["step"].mid
-    assert result.summary["throughput"].mid == pytest.approx(4 * 4 * 4096 / step, rel=1e-12)
-    assert result.tables["breakdown"]["exposed"].sum() * 4 == pytest.approx(step, rel=1e-9)
+    assert result.summary["throughput"].mid == pytest.approx(1024 * 4096 / step, rel=1e-12)
+    parts = result.tables["step"].set_index("part")["time"]
+    assert parts.sum() == pytest.approx(step, rel=1e-9)
+    passes = parts["forward"] + parts["backward"]
+    assert result.tables["breakdown"]["exposed"].sum() * 256 == pytest.approx(passes, rel=1e-9)
+    assert parts["bubble"] == pytest.approx(3 / 256 * passes, rel=0.1)  # (stages - 1) / microbatches, and messages
+    assert (parts[["gradients", "update"]] > 0).all()
+    spent = result.summary["time_to_train"].mid
+    assert spent == pytest.approx(300e9 / result.summary["throughput"].mid / result.summary["useful"].mid, rel=1e-12)
+    assert result.summary["price_to_train"].mid == pytest.approx(spent * result.summary["price"].mid, rel=1e-12)
     assert 0.05 < result.summary["mfu"].mid < 0.8
     dispatches = result.tables["tasks"].query("name == 'dispatch'").groupby("layer")["task"].nunique()
     assert set(dispatches) == {2}  # forth, and the gradients' way back

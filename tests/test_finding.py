@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moesim.ground.errors import PolicyError
-from moesim.plans.plan import KINDS, Policy
+from moesim.plans.plan import KINDS, TRAINING_POLICIES, Policy
 from moesim.policies.finding import find, kinds, make, names, settings
 from moesim.testing import check
 
@@ -72,7 +72,7 @@ def folder(tmp_path):
 
 
 def test_kinds_are_those_a_pool_and_a_plan_name():
-    assert set(kinds()) == {*KINDS, "router", "scaling", "adaptation"}
+    assert set(kinds()) == {*KINDS, *TRAINING_POLICIES, "router", "scaling", "adaptation"}
 
 
 def test_names_are_file_names():

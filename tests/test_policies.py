@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import moesim.policies
-from moesim.plans.plan import DEFAULT_POLICIES
+from moesim.plans.plan import DEFAULT_POLICIES, TRAINING_POLICIES
 from moesim.policies.finding import kinds, names
 from moesim.policies.gating.static import Static
 from moesim.policies.overlap.pipeline import Pipeline
@@ -35,8 +35,11 @@ SET = [
     ("placement", "contiguous", {"redundant": 20}),
     ("placement", "greedy", {"redundant": 8}),
     ("placement", "eplb", {"redundant": 8, "groups": 4}),
+    ("pipeline", "interleaved", {"chunks": 4}),
     ("router", "prefix_aware", {"bound": 2.0}),
     ("scaling", "queue", {"waiting": 1.0, "fill": 0.8}),
+    ("sharding", "none", {"behind": False}),
+    ("sharding", "zero", {"stage": 3, "behind": False}),
     ("scaling", "utilization", {"target": 0.8, "slack": 0.0}),
     ("prefetch", "predicted", {"precision": 0.5, "recall": 0.8}),
 ]
@@ -53,8 +56,9 @@ def test_policies_conform_with_settings(kind, name, settings):
 
 
 def test_every_kind_has_a_suite_and_a_default():
-    assert set(CHECKS) == set(kinds()) == {*DEFAULT_POLICIES, "router", "scaling", "adaptation"}
-    for kind, policy in DEFAULT_POLICIES.items():
+    usual = {**DEFAULT_POLICIES, **TRAINING_POLICIES}
+    assert set(CHECKS) == set(kinds()) == {*usual, "router", "scaling", "adaptation"}
+    for kind, policy in usual.items():
         assert policy.name in names(kind)
 
 

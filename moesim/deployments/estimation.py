@@ -15,7 +15,17 @@ from moesim.deployments.ranges import Ranges, drawn_ranges, intervals
 from moesim.deployments.reaction import Reaction
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import summarize
-from moesim.deployments.tables import breakdown_table, kernel_table, memory_table, task_table
+    pool, schedule = estimator.table.pool(row), shown.priced[0].schedule
+    scenario = estimator.run.scenario
+    ground = grounds(schedule, scenario.node(pool.node, pool.framework), scenario.hardware.fabric)
+    tables = {
+        "breakdown": breakdown_table(parts),
+        "kernels": kernel_table(ground.fits),
+        "tasks": task_table(schedule, shown.records[0]),
+    }
+    if isinstance(scenario.workload, Training):
+        tables["step"] = step_table(estimator.run.steps(estimator.table, row).parts(0))
+    return tables
 from moesim.deployments.verdicts import targets_of, verdict
 from moesim.deployments.whole import mean_pass, unlike_stages, whole_pass
 from moesim.ground.errors import Fault, PlanError
@@ -30,6 +40,7 @@ from moesim.plans.plan import Plan
 from moesim.schedules.costs.pricing import grounds, price_together
 from moesim.schedules.schedule import Priced, Records
 from moesim.world.scenario import Scenario
+from moesim.world.workload import Training
 
 Parts = Mapping[str, tuple[Seconds, Seconds]]
 """Busy and exposed seconds by named part."""
@@ -51,7 +62,7 @@ def estimate(scenario: Scenario, plan: Plan, *, seed: int = 0) -> Result:
     -------
     Result
         Every headline number with its range; tables ``breakdown`` (named parts of the slowest stage's pass, of the pool
-        that decodes), ``memory`` and ``tasks``; where the plan does not fit, ``memory`` alone.
+        that decodes), ``memory``, ``tasks`` and, in training, ``step``; where the plan does not fit, ``memory`` alone.
 
     Raises
     ------
@@ -173,11 +184,14 @@ def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
     pool, schedule = estimator.table.pool(row), shown.priced[0].schedule
     scenario = estimator.run.scenario
     ground = grounds(schedule, scenario.node(pool.node, pool.framework), scenario.hardware.fabric)
-    return {
+    tables = {
         "breakdown": breakdown_table(parts),
         "kernels": kernel_table(ground.fits),
         "tasks": task_table(schedule, shown.records[0]),
     }
+    if isinstance(scenario.workload, Training):
+        tables["step"] = step_table(estimator.run.steps(estimator.table, row).parts(0))
+    return tables
 
 
 def _add(parts: dict[str, tuple[Seconds, Seconds]], more: Parts, weight: float) -> None:

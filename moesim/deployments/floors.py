@@ -166,11 +166,11 @@ def _stage_floor(scenario: Scenario, table: PoolTable, stage: int, batch: Batch,
     lowering = lower_means(scenario, table, stage, batch, sized, plain)
     whole = _stream_floors(scenario, table, list(lowering.blocks()))
     if not batch.backward:
-        return np.where(serial, whole.sum(axis=0), whole.max(axis=0))
+        return np.asarray(np.where(serial, whole.sum(axis=0), whole.max(axis=0)))
     forward = _stream_floors(scenario, table, list(lowering.blocks("forward")))
     backward = whole.copy()
     backward[: len(forward)] -= forward
-    return np.where(serial, forward.sum(axis=0) + backward.max(axis=0), whole.max(axis=0))
+    return np.asarray(np.where(serial, forward.sum(axis=0) + backward.max(axis=0), whole.max(axis=0)))
 
 
 def _stream_floors(

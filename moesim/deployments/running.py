@@ -12,7 +12,7 @@ from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.operation import Operation, Passes
 from moesim.deployments.residuals import Residuals
 from moesim.deployments.stages import Timer
-from moesim.deployments.training import training_steps
+from moesim.deployments.training import Steps, training_steps
 from moesim.deployments.whole import unlike_stages
 from moesim.ground.errors import PolicyError
 from moesim.ground.units import SourceKind, weakest
@@ -106,6 +106,11 @@ class Run:
         framework = self.scenario.frameworks[first.framework]
         host = framework.overhead(len(self.scenario.model.layers), passes.point.sequences * passes.table["dp"])
         return slowest * first.parallel.pp + host, tuple(kinds), tuple(sorted(outside))
+
+    def steps(self, table: PoolTable, row: int) -> Steps:
+        """Time the stages of one pool that trains."""
+        passes = Passes(table=table.take([row]), point=self.point.take([row]), carrying=np.array([True]))
+        return training_steps(self.scenario, passes, self.stage)
 
     def moments(
         self, table: PoolTable, row: int, arranged: Sequence[Arrangements], cached: bool

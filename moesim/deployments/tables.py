@@ -29,6 +29,13 @@ def breakdown_table(parts: Mapping[str, tuple[float, float]]) -> pd.DataFrame:
     return with_units(table, {"busy": "s", "exposed": "s", "hidden": "s"})
 
 
+def step_table(parts: Mapping[str, float]) -> pd.DataFrame:
+    """List the parts of a training step, which add up to it, and the share each has."""
+    whole = sum(parts.values())
+    rows = [{"part": name, "time": seconds, "share": seconds / whole} for name, seconds in parts.items()]
+    return with_units(pd.DataFrame(rows), {"time": "s"})
+
+
 def _difference(busy: float, exposed: float) -> float:
     """Busy time that is not exposed; a rounding error of sums is none."""
     return busy - exposed if busy - exposed > 1e-9 * busy else 0.0

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from moesim.deployments.suiting import degree_fault, unsuited
 from moesim.deployments.training import unpiped
 from moesim.files.checked import Readers, Rules, check, count, gather, refuse, shown
-from moesim.files.policies import PLANNED_KINDS, policy_tree, read_policy
+from moesim.files.policies import policy_tree, read_policy
 from moesim.files.spaces import ROLES
 from moesim.files.trees import Tree
 from moesim.ground.errors import PlanError, PolicyError, nearest
@@ -72,7 +72,7 @@ def _precision(tree: Tree, file: str) -> Mapping[str, str]:
 
 def _policies(tree: Tree, file: str) -> Mapping[str, Policy]:
     def one(kind: str, policy: Tree) -> Policy:
-        if kind not in kinds() and kind not in PLANNED_KINDS:
+        if kind not in kinds():
             raise refuse(file, "unknown kind of policy", nearest(kind, kinds()))
         return read_policy(kind, policy, file)
 

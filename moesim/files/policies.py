@@ -13,14 +13,6 @@ from moesim.ground.units import SPELLINGS, parse
 from moesim.plans.plan import Policy, Scalar, Setting
 from moesim.policies.finding import kinds, make
 
-PLANNED_KINDS = (
-    "pipeline",
-    "recompute",
-    "router",
-    "sharding",
-)
-"""Kinds of policy that files may name as soon as there is one of them."""
-
 
 def read_policy(kind: str, tree: Tree, file: str) -> Policy:
     """Read one policy; a list among its settings is one tuple-valued setting.

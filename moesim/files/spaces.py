@@ -7,7 +7,7 @@ from dataclasses import fields
 from itertools import product
 
 from moesim.files.checked import count, gather, refuse, shown
-from moesim.files.policies import PLANNED_KINDS, read_alternatives
+from moesim.files.policies import read_alternatives
 from moesim.files.trees import Tree
 from moesim.ground.errors import nearest
 from moesim.passes.columns import TENSORS
@@ -52,7 +52,7 @@ def _flat(tree: Mapping[str, Tree], above: str = "") -> Iterator[tuple[str, Tree
     """List the leaves of nested sections by dotted path; a policy with settings is a leaf."""
     for name, value in tree.items():
         path = f"{above}{name}"
-        if isinstance(value, Mapping) and path.rpartition(".")[2] not in (*kinds(), *PLANNED_KINDS):
+        if isinstance(value, Mapping) and path.rpartition(".")[2] not in kinds():
             yield from _flat(value, f"{path}.")
         else:
             yield path, value
@@ -75,7 +75,7 @@ def _reader(path: str, file: str, frameworks: Collection[str], nodes: Collection
         return lambda value: _one(_roles(value, file))
     if name == "adaptation":
         return lambda value: _reactions(value, file)
-    if section in kinds() or section in PLANNED_KINDS:
+    if section in kinds():
         return lambda value: read_alternatives(section, value, file)
     if name == "framework":
         return lambda value: _one(_named(value, "framework", frameworks, file))

@@ -200,7 +200,7 @@ def read_study(tree: dict[str, Tree], file: str, folder: Path) -> Study:
         frameworks=sections.frameworks,
         sources=sections.sources,
     )
-    usual = "price_per_token" if isinstance(found.workload, Serving) else "step"
+    usual = "price_per_token" if isinstance(found.workload, Serving) else "price_to_train"
     return Study(scenario=scenario, space=found.space, goal=found.goal or usual, frontier=found.frontier, buy=found.buy)
 
 

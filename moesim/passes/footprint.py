@@ -162,7 +162,7 @@ def _stage_items(
         weights = {name: size * share for (name, size), share in zip(weights.items(), kept_weights(cols), strict=True)}
     items = weights | {
         "kv cache": np.zeros_like(cols.tp) if training else _cache(layers, cols, sequences, context),
-        "activations": kept_activations(model, layers, cols, tokens, scenario.workload, last=stage == pp - 1)
+        "activations": kept_activations(model, layers, cols, tokens, scenario.workload, stage)
         if isinstance(scenario.workload, Training)
         else _activations(model, layers, cols, tokens, sequences, framework),
         "exchange buffers": _buffers(layers, cols, tokens),

@@ -48,7 +48,7 @@ class Durations:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
+class Draft:
     """A task without its op: the op's duration is a share of a kind of work, of a way through the stages."""
 
     kind: str
@@ -77,10 +77,9 @@ def training_step(
         Its ranks are the pipeline stages.
     """
     stages = durations.forward.shape[-1]
-    drafts = _drafts(pipeline, stages, microbatches, behind, updated)
     ops: dict[tuple[str, int, float], Fixed] = {}
     tasks = []
-    for draft in drafts:
+    for draft in drafts(pipeline, stages, microbatches, behind=behind, updated=updated):
         key = draft.kind, draft.lane, draft.share
         if key not in ops:
             ops[key] = Fixed(duration=_seconds(durations, draft.kind, draft.lane) * draft.share)
@@ -115,8 +114,10 @@ def _seconds(durations: Durations, kind: str, lane: int) -> StageTimes:
 
 
 @lru_cache(maxsize=256)
-def _drafts(pipeline: Pipeline, stages: int, microbatches: int, behind: bool, updated: bool) -> tuple[_Draft, ...]:
-    """Write the tasks of a step once for all plans that have them."""
+def drafts(
+    pipeline: Pipeline, stages: int, microbatches: int, *, behind: bool = True, updated: bool = True
+) -> tuple[Draft, ...]:
+    """Write the tasks of a step without their durations, once for all plans that have them."""
     writer = _Writer(pipeline=pipeline, stages=stages, quarters=QUARTERS if behind else 1)
     orders = [list(pipeline.order(stage, stages, microbatches)) for stage in range(stages)]
     at = [0] * stages
@@ -144,7 +145,7 @@ class _Writer:
     pipeline: Pipeline
     stages: int
     quarters: int
-    drafts: list[_Draft] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
     arrived: dict[tuple[str, int, int, int], int] = field(default_factory=dict)
 
     @property
@@ -200,7 +201,7 @@ class _Writer:
     def _put(
         self, kind: str, stage: int, stream: str, *, lane: int = 0, share: float = 1.0, after: Sequence[int] = ()
     ) -> int:
-        draft = _Draft(
+        draft = Draft(
             kind=kind, lane=lane, share=share, stream=stream, after=tuple(after), group="", on=f"stage {stage}"
         )
         self.drafts.append(draft)
@@ -228,28 +229,21 @@ class _Writer:
     def _send(self, stage: int, other: int, done: int) -> int:
         """Write a message between two stages, which both end with."""
         pair = f"stages {min(stage, other)} {max(stage, other)}"
-        draft = _Draft(
-            kind="send", lane=0, share=1.0, stream=f"net:{stage}>{other}", after=(done,), group=pair, on=pair
-        )
+        draft = Draft(kind="send", lane=0, share=1.0, stream=f"net:{stage}>{other}", after=(done,), group=pair, on=pair)
         self.drafts.append(draft)
         return len(self.drafts) - 1
 
 
-def held(pipeline: Pipeline, stages: int, microbatches: int) -> float:
-    """Most microbatches whose activations a stage holds at once, counted in whole stages; the fullest stage's.
+@lru_cache(maxsize=4096)
+def held(pipeline: Pipeline, stage: int, stages: int, microbatches: int) -> float:
+    """Most microbatches whose activations a stage holds at once, counted in whole stages.
 
     Examples
     --------
     >>> from moesim.policies.pipeline.one_f_one_b import OneForwardOneBackward
-    >>> held(OneForwardOneBackward(), 4, 16)
-    4.0
+    >>> [held(OneForwardOneBackward(), stage, 4, 16) for stage in range(4)]
+    [4.0, 3.0, 2.0, 1.0]
     """
-    return max(_held(pipeline, stage, stages, microbatches) for stage in range(stages))
-
-
-@lru_cache(maxsize=4096)
-def _held(pipeline: Pipeline, stage: int, stages: int, microbatches: int) -> float:
-    """Follow one stage through its order."""
     now = most = 0
     for unit in pipeline.order(stage, stages, microbatches):
         now += unit.forward is not None

@@ -53,18 +53,22 @@ def _pipeline(pool: Pool) -> Pipeline:
 
 
 def kept_activations(
-    model: Model, layers: list[Layer], cols: Columns, tokens: Column, workload: Training, *, last: bool
+    model: Model, layers: list[Layer], cols: Columns, tokens: Column, workload: Training, stage: int
 ) -> Column:
-    """Activation bytes in training: what backward needs of all microbatches a stage holds at once, and the logits."""
+    """Activation bytes in training: what backward needs of all microbatches a stage holds at once, and the logits.
+
+    Where microbatches do not suit the pipeline, which is refused later, one for each stage is assumed.
+    """
     recompute: Recompute = make("recompute", cols.first.policy("recompute"))
     a_token = sum(layer.tokens * _kept_bytes(layer, recompute.keeps) for layer in layers)
     pipeline, pp = _pipeline(cols.first), cols.first.parallel.pp
 
     def microbatches(like: Pool, dp: int, microbatch: int) -> float:
-        return held(pipeline, pp, max(workload.sequences // (dp * microbatch), 1))
+        number = workload.sequences // (dp * microbatch)
+        return pp if pipeline.fault(pp, number, len(model.layers)) else held(pipeline, stage, pp, number)
 
     at_once = cols.table.each(microbatches, "dp", "microbatch").reshape(-1, 1, 1)
-    logits = tokens * model.vocab * TRAINED_LOGIT if last else 0.0
+    logits = tokens * model.vocab * TRAINED_LOGIT if stage == pp - 1 else 0.0
     return np.asarray(tokens * a_token * at_once + logits)
 
 

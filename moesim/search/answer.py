@@ -16,6 +16,9 @@ from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.search.study import Study
 from moesim.world.scenario import Scenario
 
+SOME = ("step", "reaction", "changes")
+"""Tables that only some plans have: those that train, and those that react."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answer:
@@ -58,7 +61,7 @@ def answer(study: Study, ranking: Ranking, *, seed: int, purchase: Purchase | No
         "breakdown": _by_plan(results, "breakdown"),
         "memory": _memory(study.scenario, results),
         "tasks": _by_plan(results[:1], "tasks"),
-        **{name: _by_plan(results, name) for name in ("reaction", "changes") if any(name in r.tables for r in results)},
+        **{name: _by_plan(results, name) for name in SOME if any(name in result.tables for result in results)},
         "simulated": simulated_table(ranking.simulated),
         "unfit": ranking.unfit,
         "sources": source_table(study.scenario),

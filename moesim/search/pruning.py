@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,8 +15,10 @@ from moesim.search.objectives import Objectives
 SHOWN = 10
 """Layouts of the ranked table: each is proven to be estimated no worse than any layout outside it."""
 
-TURN = 32
-"""Layouts estimated at a time on behalf of the ranking, and as many for the frontier."""
+TURN, STEADY, LARGEST = 32, 4, 512
+"""Layouts estimated at a time on behalf of the ranking, and as many for the frontier: so many in so many turns, then
+twice as many every turn. Few are wasted while every turn may rule most of the rest out, and once bounds are close
+together larger turns share more of the work."""
 
 Rows = Int[np.ndarray, "row"]
 
@@ -50,16 +53,18 @@ def best_first(
     done = np.zeros(number, bool)
     found = Objectives(rank=np.full_like(lower.rank, np.nan), front=np.full_like(lower.front, np.nan))
     at_first = 0
-    while True:
+    for turn in count():
         ranks, fronts = _alive(layout, lower, found, done)
         alive = int((ranks | fronts).sum())
         at_first = max(at_first, alive)
         if not alive:
             return Proof(done=done, found=found)
         progress(1 - alive / at_first)
-        rows = _next(layout, lower, ranks, fronts)
+        size = min(TURN * 2 ** max(turn - STEADY + 1, 0), LARGEST)
+        rows = _next(layout, lower, ranks, fronts, size)
         done[rows] = True
         found = estimate(rows)
+    raise AssertionError("unreachable")
 
 
 def _alive(
@@ -90,21 +95,22 @@ def _next(
     lower: Objectives,
     ranks: Bool[np.ndarray, "plan"],
     fronts: Bool[np.ndarray, "plan"],
+    size: int,
 ) -> Rows:
-    """Choose layouts to estimate: those whose bounds rank first, and those at the edge of the bounds."""
+    """Choose layouts to estimate: those whose bounds rank first, and those at the edge of the bounds, as many each."""
     ahead = lower.order(np.flatnonzero(ranks))
-    chosen = [distinct(layout[ahead])[:TURN], _edges(layout, lower, np.flatnonzero(fronts))]
+    chosen = [distinct(layout[ahead])[:size], _edges(layout, lower, np.flatnonzero(fronts), size)]
     return np.unique(np.concatenate(chosen))
 
 
-def _edges(layout: Int[np.ndarray, "plan"], lower: Objectives, rows: Rows) -> Rows:
+def _edges(layout: Int[np.ndarray, "plan"], lower: Objectives, rows: Rows, size: int) -> Rows:
     """Choose layouts from the outside in: the frontier of bounds, then the one behind it."""
     chosen = np.zeros(0, np.int64)
-    while len(rows) and len(chosen) < TURN:
+    while len(rows) and len(chosen) < size:
         edge = front(lower.front[rows])
         chosen = distinct(np.concatenate([chosen, layout[lower.order(rows[edge])]]))
         rows = rows[~np.isin(layout[rows], chosen)]
-    return chosen[:TURN]
+    return chosen[:size]
 
 
 def distinct(layouts: Rows) -> Rows:

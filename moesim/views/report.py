@@ -47,7 +47,7 @@ def report(answer: Answer) -> str:
     The same answer gives the same bytes.
     """
     plans = answer.tables["plans"]
-    shown = _frontier, _breakdown, _memory, _timeline, _simulated, _unfit, _sources
+    shown = _frontier, _step, _breakdown, _memory, _timeline, _simulated, _unfit, _sources
     parts = [_head(answer)]
     if len(plans):
         parts.append(section("Plans, best first", table(ranked(plans)), _ranking_note(answer)))
@@ -148,6 +148,18 @@ def _breakdown(answer: Answer) -> Iterator[str]:
         numbers = rows.drop(columns="plan")
         numbers.attrs = found.attrs
         yield section("One pass of the first plan's slowest stage", figure(stacked_bars(bars, TIME)), table(numbers))
+
+
+def _step(answer: Answer) -> Iterator[str]:
+    """Draw what a training step consists of."""
+    if "step" not in answer.tables:
+        return
+    found = answer.tables["step"]
+    rows = found[found["plan"] == 1]
+    numbers = rows.drop(columns="plan")
+    numbers.attrs = found.attrs
+    bars = {"a step": dict(zip(rows["part"].tolist(), rows["time"].tolist(), strict=True))}
+    yield section("One training step of the first plan", figure(stacked_bars(bars, TIME)), table(numbers))
 
 
 def _memory(answer: Answer) -> Iterator[str]:

@@ -93,6 +93,8 @@ def show_details(out: Console, result: Result, title: str) -> None:
     if result.outside:
         out.print(f"  outside the calibrated range: {', '.join(result.outside)}")
     out.print()
+    if "step" in result.tables:
+        show_table(out, result.tables["step"], "One training step of the stage that works longest, by part")
     if "breakdown" in result.tables:
         show_table(out, result.tables["breakdown"], "One pass of the slowest stage, by named part")
         _show_kernels(out, result.tables["kernels"])
@@ -163,7 +165,7 @@ def result_dict(result: Result) -> dict[str, Any]:
         "breakdown": result.tables["breakdown"].to_dict(orient="records") if "breakdown" in result.tables else [],
         "kernels": records(result.tables["kernels"]) if "kernels" in result.tables else [],
         "memory": result.tables["memory"].to_dict(orient="records"),
-        **{name: records(result.tables[name]) for name in ("reaction", "changes") if name in result.tables},
+        **{name: records(result.tables[name]) for name in ("step", "reaction", "changes") if name in result.tables},
         "source": result.source,
         "outside": list(result.outside),
         "seed": result.seed,
