@@ -167,7 +167,7 @@ def _stage_items(
         else _activations(model, layers, cols, tokens, sequences, framework),
         "exchange buffers": _buffers(layers, cols, tokens),
         "runtime": column([framework.reserve]),
-        **kept(pool, layers, framework, tokens),
+        **dict(kept(pool, layers, framework, tokens)),
     }
     if isinstance(scenario.workload, Training):
         items |= state(scenario.workload, model, cols, stage)

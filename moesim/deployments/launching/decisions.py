@@ -50,10 +50,10 @@ def decided(pool: Pool, *, training: bool) -> dict[str, str]:
 
 
 def _policy(name: str, kind: str, policy: Policy) -> dict[str, str]:
-    """Name a policy and its settings."""
+    """Name a policy and its settings, but those that are left open."""
     made = make(kind, policy)
     known = {field.name: getattr(made, field.name) for field in fields(made)} if is_dataclass(made) else {}
-    return {name: policy.name, **{f"{name}.{key}": text(value) for key, value in known.items()}}
+    return {name: policy.name, **{f"{name}.{key}": text(value) for key, value in known.items() if value is not None}}
 
 
 def decided_by_plan(plan: Plan) -> dict[str, str]:
