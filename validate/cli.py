@@ -55,7 +55,7 @@ def papers(*chosen: str, json: bool = False, page: Path | None = None) -> int:
 
 @app.command
 def published(*chosen: str, json: bool = False, page: Path | None = None) -> int:
-    """Reproduce published serving results: DeepSeek, SGLang on 96 H100, MLPerf; exits with 1 when a strong check fails.
+    """Reproduce published results of serving and of training; exits with 1 when a strong check fails.
 
     Parameters
     ----------

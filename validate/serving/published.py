@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from moesim.deployments.arrangements import arrangements
+from moesim.deployments.deployed import of_role_all
+from moesim.deployments.pools import estimator_of
 from moesim.deployments.simulation import simulate
+from moesim.deployments.summary import summarize
 from moesim.deployments.tabulation import Pass, pass_times
 from moesim.files.checked import check
 from moesim.files.plans import read_plan
 from moesim.files.studies import read_study
 from moesim.files.trees import Tree
+from moesim.passes.table import table_of
 from moesim.plans.plan import Plan, Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Batching
@@ -36,15 +42,15 @@ class Setup:
 
     Attributes
     ----------
-    phase : one step of prompts or of decodes, or a whole run
+    phase : one step of prompts or of decodes, a whole run, or a training step
     nodes : how many nodes there are
     pool : a pool as plans write it, without role and node
     size : new tokens on each gpu in a step of prompts, sequences on each gpu in one of decodes
     length : tokens of a prompt, or those that a decoded one attends to
-    workload : of a whole run, as scenarios write it
+    workload : of a whole run or of training, as scenarios write it
     """
 
-    phase: Literal["prompts", "decodes", "run"]
+    phase: Literal["prompts", "decodes", "run", "training"]
     model: str
     node: str
     fabric: str
@@ -58,7 +64,8 @@ class Setup:
 
 Served = Mapping[str, float]
 """What is predicted: `per_node` and `per_gpu` in tokens per second (new ones in, or answers out), the `step`'s time; of
-a run its metrics, points written as underscores."""
+a run its metrics, points written as underscores. Of training the metrics of an estimate, too, and `gpu_hours` for 10^12
+tokens, whether or not memory is said to suffice (`memory` is the share of it that is taken)."""
 
 
 def served(tree: Tree, label: str, folder: Path) -> Served:
@@ -73,6 +80,8 @@ def served(tree: Tree, label: str, folder: Path) -> Served:
     setup = check(Setup, tree, label, readers=kept)
     scenario = read_study(_scenario(setup), label, folder).scenario
     plan = read_plan({"pools": [{"role": "all", "node": setup.node, "replicas": 1, **setup.pool}]}, label, scenario)
+    if setup.phase == "training":
+        return _training(scenario, plan.pools[0])
     return _run(scenario, plan) if setup.phase == "run" else _step(setup, scenario, plan.pools[0])
 
 
@@ -111,6 +120,18 @@ def _step(setup: Setup, scenario: Scenario, pool: Pool) -> Served:
     per_gpu = setup.size * (1.0 if prompts else batching.emitted) / seconds
     gpus = scenario.hardware.offer(pool.node).node.gpus
     return {"per_node": per_gpu * gpus, "per_gpu": per_gpu, "step": seconds}
+
+
+def _training(scenario: Scenario, pool: Pool) -> Served:
+    """Time a training step by formula."""
+    table = table_of([pool])
+    estimator = estimator_of(scenario, table)
+    estimator.estimate(np.array([0]))
+    whole = of_role_all(table, np.array([0]), np.array([1]))
+    metrics = {name: float(value[0]) for name, value in summarize(scenario, whole, estimator.estimates).metrics.items()}
+    taken = float(estimator.memory.total[0] / estimator.memory.capacity[0])
+    gpu_hours = 1e12 / metrics["throughput_per_gpu"] / 3600.0
+    return {**metrics, "per_gpu": metrics["throughput_per_gpu"], "gpu_hours": gpu_hours, "memory": taken}
 
 
 def _prompts(setup: Setup, pool: Pool) -> Pass:
