@@ -104,7 +104,6 @@ def test_the_training_example_loads():
     assert study.space.axes["overlap"] == (
         Policy(name="none"),
         Policy(name="pipeline", settings={"degree": 2}),
-        Policy(name="pipeline", settings={"degree": 4}),
     )
 
 
