@@ -15,17 +15,7 @@ from moesim.deployments.ranges import Ranges, drawn_ranges, intervals
 from moesim.deployments.reaction import Reaction
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.summary import summarize
-    pool, schedule = estimator.table.pool(row), shown.priced[0].schedule
-    scenario = estimator.run.scenario
-    ground = grounds(schedule, scenario.node(pool.node, pool.framework), scenario.hardware.fabric)
-    tables = {
-        "breakdown": breakdown_table(parts),
-        "kernels": kernel_table(ground.fits),
-        "tasks": task_table(schedule, shown.records[0]),
-    }
-    if isinstance(scenario.workload, Training):
-        tables["step"] = step_table(estimator.run.steps(estimator.table, row).parts(0))
-    return tables
+from moesim.deployments.tables import breakdown_table, kernel_table, memory_table, step_table, task_table
 from moesim.deployments.verdicts import targets_of, verdict
 from moesim.deployments.whole import mean_pass, unlike_stages, whole_pass
 from moesim.ground.errors import Fault, PlanError
