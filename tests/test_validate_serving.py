@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moesim.validate.serving.anchored import anchor_rows, anchored_file
 from moesim.validate.serving.anchoring import SHIFTED, WIDTHS
 from moesim.validate.serving.compare import compare, with_predictions
-from moesim.validate.serving.fitting import NAMES, fit, habits, numbers_of, sample_of
+from moesim.validate.serving.fitting import NAMES, START, fit, habits, sample_of
 from moesim.validate.serving.measured import Measured, Setup, read_measured, throughput
 from moesim.validate.serving.prediction import Predicted, Predictor
 from moesim.validate.serving.rivals import FILE as RIVALS
@@ -189,13 +189,12 @@ def test_text_of_no_predictions_is_whole(compared):
 
 
 PLANTED = {"layer": 2.0, "latency": 0.5}
-"""Factors on the shipped numbers that made-up measurements are made with."""
+"""Factors on the numbers that priors expect, which made-up measurements are made with."""
 
 
 def planted(predictor: Predictor) -> list[Measured]:
     """Measurements that a framework of known numbers would give."""
-    start = numbers_of(["tensorrt_llm"])
-    moved = start + np.log([[PLANTED.get(name, 1.0) for name in NAMES]])
+    moved = START + np.log([[PLANTED.get(name, 1.0) for name in NAMES]])
     setups = [replace(small(), concurrency=load, isl=isl) for load in (1, 4, 16) for isl in (64, 1024)]
     found = predictor.predict(setups, habits(["tensorrt_llm"], moved))
     return [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from moesim.files.fits import load_fits
 from moesim.files.frameworks import built_in_frameworks, load_framework
 from moesim.files.models import load, model_names
 from moesim.files.profiles import load_profile
@@ -13,7 +15,7 @@ from moesim.ground.errors import Fault, PlanError, nearest
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, misfits
 from moesim.world.framework import Framework
 from moesim.world.generators import skewed
-from moesim.world.hardware import Hardware, Offer
+from moesim.world.hardware import Hardware, Node, Offer
 from moesim.world.model import Model
 from moesim.world.routing import Routing
 from moesim.world.scenario import Scenario
@@ -45,6 +47,9 @@ NODES = {
 FRAMEWORKS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm", "tensorrt_llm": "tensorrt_llm"}
 FITTED = Path(__file__).parents[1] / "cases" / "serving" / "frameworks"
 """Frameworks with the numbers that were fitted to published benchmarks; the built-in ones stay as they are."""
+
+KERNELS = FITTED.parent / "kernels"
+"""What was fitted to published tables for gpus that served steps were measured on, by the name of the device."""
 
 FORMATS = {
     "": "bf16",
@@ -138,7 +143,11 @@ def frameworks() -> Mapping[str, Framework]:
 
 @cache
 def _hardware(system: str) -> Hardware:
-    node = load_profile("node", NODES[system]).profile
+    """Put a node on offer, with the kernels that were fitted for its gpu, if any were."""
+    node: Node = load_profile("node", NODES[system]).profile
+    file = KERNELS / f"{node.device.name}.yaml"
+    if file.is_file():
+        node = replace(node, device=replace(node.device, fits=load_fits(file, str(file))))
     return Hardware(
         offers=(Offer(node=node, max_nodes=8),), fabric=load_profile("fabric", "infiniband/rail-400g").profile.tiers
     )
