@@ -108,8 +108,9 @@ def show_details(out: Console, result: Result, title: str) -> None:
 def _show_kernels(out: Console, kernels: pd.DataFrame) -> None:
     """Say which kernel of which framework each operation's time is taken from."""
     out.print("[bold]Whose times: what prices each operation, and how far 8 of 10 predictions are off at most[/bold]")
+    width = max(map(len, kernels["operation"]), default=0)
     for operation, within, kernel in kernels.itertuples(index=False):
-        out.print(f"  {operation:24} {within:4.0%}  {kernel}", soft_wrap=True, highlight=False)
+        out.print(f"  {operation:{width}}  {within:4.0%}  {kernel}", soft_wrap=True, highlight=False)
     out.print()
 
 
