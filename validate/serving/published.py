@@ -28,7 +28,7 @@ from moesim.world.scenario import Scenario
 from .prediction import DRAWS
 
 CASES = Path(__file__).parents[1] / "cases" / "serving" / "published"
-HEAD = """# Published serving results, reproduced
+HEAD = """# Published results of serving and training, reproduced
 
 Written by `moesim validate published`; do not edit. Every check is a file in `validate/cases/serving/published/`: its
 set-up, what was published, and an expression over steps that are priced or runs that are simulated from the set-up.
