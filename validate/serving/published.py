@@ -1,4 +1,4 @@
-"""Published serving results: single steps of a layout, or a simulated run, from set-ups written in case files."""
+"""Published results: single steps of a layout, or a simulated run, from set-ups written in case files."""
 
 from __future__ import annotations
 
