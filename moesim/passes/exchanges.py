@@ -386,7 +386,7 @@ def _stacked(parts: Sequence[Mixture]) -> Mixture:
     )
 
 
-def _padded(sizes: Sequence[Int[np.ndarray, "slot plan draw rank"]]) -> Int[np.ndarray, "slot all draw rank"]:
+def _padded(sizes: Sequence[Int[np.ndarray, "_ _ draw rank"]]) -> Int[np.ndarray, "slot plan draw rank"]:
     """Join rows along the plans, with empty slots where a plan has fewer."""
     slots = max(len(rows) for rows in sizes)
     padded = [
