@@ -72,7 +72,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "time_to_train": Metric(
             unit="s", less_is_better=True, meaning="until all tokens are trained on, failures and checkpoints counted"
         ),
-        "price_to_train": Metric(unit="USD", less_is_better=True, meaning="price rate of all nodes over that time"),
+        "price_to_train": Metric(
+            unit="USD", less_is_better=True, meaning="price of all nodes until all tokens are trained on"
+        ),
         "useful": Metric(
             unit="",
             less_is_better=False,

@@ -33,7 +33,7 @@ def step_table(parts: Mapping[str, float]) -> pd.DataFrame:
     """List the parts of a training step, which add up to it, and the share each has."""
     whole = sum(parts.values())
     rows = [{"part": name, "time": seconds, "share": seconds / whole} for name, seconds in parts.items()]
-    return with_units(pd.DataFrame(rows), {"time": "s"})
+    return with_units(pd.DataFrame(rows), {"time": "s", "share": ""})
 
 
 def _difference(busy: float, exposed: float) -> float:

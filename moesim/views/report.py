@@ -79,7 +79,10 @@ def _runner_up(answer: Answer) -> Iterator[str]:
         yield paragraph(f"Runner-up: {second['cluster']}, {second['layout']}: {in_words(answer.comparison)}.")
 
 
-_FIRST = ("throughput", "throughput_per_gpu", "ttft", "tpot", "step", "price_per_token", "memory_headroom", "gpus")
+_FIRST = (
+    *("throughput", "throughput_per_gpu", "ttft", "tpot", "step", "price_per_token", "memory_headroom", "gpus"),
+    *("time_to_train", "price_to_train"),
+)
 """Metrics that a reader looks for first."""
 
 

@@ -116,8 +116,8 @@ class Axis:
     show: Show
 
 
-APART = 44.0
-"""Pixels between the middles of two labels on one line; a tick whose label has no room goes without."""
+LETTER, APART = 6.4, 8.0
+"""Pixels of a letter, and between two labels on one line; a tick whose label has no room goes without."""
 
 
 def frame(x: Axis, y: Axis) -> Iterator[str]:
@@ -127,13 +127,15 @@ def frame(x: Axis, y: Axis) -> Iterator[str]:
         height = y.scale(tick)
         yield element("line", x1=left, x2=right, y1=height, y2=height, class_="grid")
         yield text(y.show(tick), left - 6, height + 4, text_anchor="end")
-    free = left - APART
+    free = -math.inf
     for tick in x.scale.ticks():
         place = x.scale(tick)
         yield element("line", x1=place, x2=place, y1=bottom, y2=top, class_="grid")
-        if place >= free + APART:
-            yield text(x.show(tick), place, bottom + 16, text_anchor="middle")
-            free = place
+        label = x.show(tick)
+        half = LETTER * len(label) / 2
+        if place - half >= free:
+            yield text(label, place, bottom + 16, text_anchor="middle")
+            free = place + half + APART
     yield text(x.title, (left + right) / 2, bottom + 36, text_anchor="middle", class_="title")
     yield text(y.title, left, top - 10, text_anchor="start", class_="title")
 
