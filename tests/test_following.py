@@ -202,10 +202,17 @@ class TestSearching:
         "pools": ("all",),
         "microbatch": (1,),
     }
+    trained = {  # noqa: RUF012
+        **axes,
+        "pipeline": (Policy(name="one_f_one_b"),),
+        "recompute": (Policy(name="none"),),
+    }
     reacting = (Policy(name="none"),), (REBALANCE,)
 
     def test_the_space_covers_reacting(self):
-        found = moesim.optimize(world(workload=worlds.TRAINING), Space(axes={**self.axes, "adaptation": self.reacting}))
+        found = moesim.optimize(
+            world(workload=worlds.TRAINING), Space(axes={**self.trained, "adaptation": self.reacting})
+        )
         assert [plan.pools[0].adaptation for plan in found.chosen] == [(REBALANCE,), (Policy(name="none"),)]
         assert "rebalance:50" in found.plans["layout"][0]
         assert "regret" in found.best.summary
@@ -213,13 +220,13 @@ class TestSearching:
 
     def test_where_the_routing_is_stationary_reacting_is_left_out_and_said_so(self):
         found = moesim.optimize(
-            world(every=0, workload=worlds.TRAINING), Space(axes={**self.axes, "adaptation": self.reacting})
+            world(every=0, workload=worlds.TRAINING), Space(axes={**self.trained, "adaptation": self.reacting})
         )
         assert found.certificate.invalid["the routing is stationary, so nothing reacts"] == 1
         assert [plan.pools[0].adaptation for plan in found.chosen] == [(Policy(name="none"),)]
 
     def test_a_space_without_the_axis_reacts_to_a_drift(self):
-        found = moesim.optimize(world(workload=worlds.TRAINING), Space(axes=self.axes))
+        found = moesim.optimize(world(workload=worlds.TRAINING), Space(axes=self.trained))
         tried = {plan.pools[0].adaptation[0].name for plan in found.chosen}
         assert tried == {"none", "rebalance"}
         assert found.certificate.layouts == 2

@@ -159,4 +159,4 @@ def test_a_published_step_is_priced_from_its_set_up() -> None:
     assert half["step"] < whole["step"] < 2 * half["step"]
     assert whole["per_node"] == pytest.approx(8 * 64 / whole["step"])
     with pytest.raises(InputError, match="phase"):
-        served({**tree, "phase": "training"}, "case", Path())
+        served({**tree, "phase": "backwards"}, "case", Path())

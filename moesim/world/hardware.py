@@ -132,7 +132,7 @@ def run_by(node: Node, framework: str) -> Node:
 
     Examples
     --------
-    >>> source = Source(kind="assumed")
+    >>> source = Source(kind="assumed", title="an example")
     >>> usual, own = (Fit(form="gemm", params={"launch": t}, shared=0, point=0, box={}, source=source) for t in (2, 3))
     >>> device = Device(name="d", memory=1, bandwidth=1, power=1, processors=1, cache=0, flop_rate={},
     ...                 fits={"gemm/bf16": usual, "gemm/bf16@vllm": own})
