@@ -210,6 +210,10 @@ def _link(system: str) -> str:
     return "pcie" if system in ("l40s", "rtx_pro_6000_server") else "nvlink"
 
 
+WITHOUT = MappingProxyType({"window_size": 0})
+"""Columns that came later, and what tables that lack them timed: attention over whole contexts, as those of A100."""
+
+
 def _kernels(
     folder: Path, system: str, place: tuple[str, str], columns: Sequence[str]
 ) -> Iterator[tuple[Table, str, str, pd.DataFrame]]:
@@ -220,7 +224,7 @@ def _kernels(
     """
     seen: set[tuple[str, ...]] = set()
     for table in tables_of(folder, *place):
-        found = read_table(table.path, (*columns, "kernel_source"), system=system)
+        found = read_table(table.path, (*columns, "kernel_source"), system=system, absent=WITHOUT)
         new: set[tuple[str, ...]] = set()
         for (theirs, kernel), rows in found.groupby([columns[0], "kernel_source"], sort=True):
             known = (table.framework, str(theirs), str(kernel) if place[0] == "moe" else "")

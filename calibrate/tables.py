@@ -144,10 +144,18 @@ def _version(name: str) -> tuple[tuple[int, int], ...]:
     return (*((1, int(part)) if part.isdigit() else (0, 0) for part in parts), (1, -1))
 
 
-def read_table(path: Path, columns: Sequence[str], *, system: str, times: Sequence[str] = ("latency",)) -> pd.DataFrame:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    system: str,
+    times: Sequence[str] = ("latency",),
+    absent: Mapping[str, int] = MappingProxyType({}),
+) -> pd.DataFrame:
     """Read the columns of a table that are needed.
 
-    Rows that were measured twice are one, with the median time.
+    Rows that were measured twice are one, with the median time. A column that older tables lack may be given in
+    `absent`, with the value that all their rows have.
 
     Raises
     ------
@@ -160,6 +168,7 @@ def read_table(path: Path, columns: Sequence[str], *, system: str, times: Sequen
     except (OSError, pyarrow.ArrowInvalid) as fault:
         problem = f"is not a whole Parquet file ({str(fault).splitlines()[0]})"
         raise InputError(str(path), [Fault(path="", problem=problem, remedy="install the tables again")]) from None
+    whole = whole.assign(**{name: value for name, value in absent.items() if name not in whole.columns})
     faults = list(_faults(whole, (*columns, *times), times, STAMPS.get(system, "")))
     if faults:
         raise InputError(str(path), faults)

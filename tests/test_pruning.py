@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -62,6 +63,22 @@ def test_no_estimate_is_below_its_bound(name: str, cv: float, seed: int, pools: 
     assert len(good) > 0
     assert np.all(lower.step[good] <= found.step[good] * (1 + 1e-9))
     assert np.all(lower.carrying[good] <= found.carrying[good] * (1 + 1e-9))
+
+
+@pytest.mark.parametrize("pace", [0.5, 1.3])
+def test_bounds_and_estimates_go_at_the_pace_of_a_framework(pace: float) -> None:
+    scenario = world(DEEPSEEK)
+    table = enumerate_pools(scenario, Space(axes={**AXES, "overlap": (Policy(name="none"),)})).table
+    paced = {name: replace(each, pace=pace) for name, each in scenario.frameworks.items()}
+    usual, other = (
+        estimator_of(each, table) for each in (scenario, replace(scenario, frameworks=MappingProxyType(paced)))
+    )
+    rows = np.flatnonzero(usual.memory.fits)[:16]
+    lower = floor_estimates(other, rows)
+    np.testing.assert_allclose(lower.step[rows], floor_estimates(usual, rows).step[rows] * pace, rtol=1e-12)
+    before, after = usual.estimate(rows), other.estimate(rows)
+    np.testing.assert_allclose(after.step[rows], before.step[rows] * pace, rtol=1e-12)
+    np.testing.assert_allclose(after.carrying[rows], before.carrying[rows] * pace, rtol=1e-12)
 
 
 def test_bounds_are_near_where_nothing_overlaps() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -157,8 +158,9 @@ def test_the_load_is_missed_where_replicas_cannot_follow() -> None:
     assert one.summary["queue"].mid > light().summary["queue"].mid
 
 
-def test_a_full_batch_takes_the_steps_of_an_estimate() -> None:
-    """A closed loop that keeps a replica full, tensor parallel: tokens/s within 10 % of the formula's."""
+@pytest.mark.parametrize("pace", [1.0, 1.4])
+def test_a_full_batch_takes_the_steps_of_an_estimate(pace: float) -> None:
+    """A closed loop that keeps a replica full, tensor parallel: tokens/s within 10 % of the formula's, at any pace."""
     pool = worlds.pool(
         Parallel(tp=8, ep=8), alltoall="reduce", batching=Policy(name="chunked", settings={"max_batch": 64})
     )
@@ -168,7 +170,8 @@ def test_a_full_batch_takes_the_steps_of_an_estimate() -> None:
         input=Lengths(generator="uniform", mean=800.0, cv=0.2),
         output=Lengths(generator="uniform", mean=150.0, cv=0.2),
     )
-    world = replace(world, workload=replace(world.workload, requests=constant))
+    paced = {name: replace(each, pace=pace) for name, each in world.frameworks.items()}
+    world = replace(world, workload=replace(world.workload, requests=constant), frameworks=MappingProxyType(paced))
     simulated, estimated = simulate(world, plan(pool)), estimate(world, plan(pool))
     assert simulated.summary["throughput"].mid == pytest.approx(estimated.summary["throughput"].mid, rel=0.1)
     assert simulated.summary["tpot.mean"].mid == pytest.approx(estimated.summary["tpot"].mid, rel=0.1)

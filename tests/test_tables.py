@@ -145,6 +145,17 @@ def test_the_command_writes_fits_with_their_notice(tmp_path: Path, capsys: pytes
     assert set(load_fits(out, "mine")) == {"gemm/bf16"}
 
 
+def test_attention_of_a_table_without_windows_is_over_whole_contexts(tmp_path: Path) -> None:
+    """As that of A100 under SGLang 0.5.10 and vLLM 0.14, whose tables have no such column."""
+    rows = np.arange(400)
+    shapes = {"batch_size": 1 + rows % 4, "isl": 16 + rows, "num_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    dtypes = {"kernel_source": "flash", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "step": 0}
+    write(tmp_path, "attention/sglang/context_attention", {**dtypes, **shapes, "latency": 0.01 + rows * 1e-4})
+    (found,) = attentions(folder(tmp_path), "h100_sxm")
+    assert found.key == "attention_prefill/bf16/gqa"
+    assert len(found) == 400
+
+
 BROKEN = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is not a whole Parquet file"),
     "foreign": (lambda path: path.write_text("m,n,k\n1,2,3\n"), "is not a whole Parquet file"),

@@ -103,7 +103,7 @@ def _tiers(scenario: Scenario, table: PoolTable) -> Int[np.ndarray, "plan"]:
 
 
 def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Seconds:
-    """Bound passes that issue the same ops: the slowest stage's, times the stages, plus the host's own time."""
+    """Bound passes that issue the same ops: the slowest stage's, times the stages, plus the host's, at its pace."""
     table, scenario = passes.table, run.scenario
     first = table.pool(0)
     node = scenario.hardware.offer(first.node).node
@@ -129,7 +129,8 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
     slowest = np.max(list(floors_of.values()), axis=0)
     layers = len(scenario.model.layers)
     host = table.each(lambda like: scenario.frameworks[like.framework].overhead(layers, 0.0))
-    return np.asarray(slowest * table["pp"] + host)
+    pace = table.each(lambda like: scenario.frameworks[like.framework].pace)
+    return np.asarray(pace * (slowest * table["pp"] + host))
 
 
 def _step_floors(workload: Training, table: PoolTable, stages: Float[np.ndarray, "stage plan"]) -> Seconds:

@@ -86,7 +86,7 @@ class Run:
     ) -> tuple[Float[np.ndarray, "... pass"], tuple[SourceKind, ...], tuple[str, ...]]:
         """Time passes of one structure: the slowest stage's time, times the stages, plus the host's own.
 
-        In training, whole steps of as many microbatches as an update takes.
+        All of it at the pace of the framework. In training, whole steps of as many microbatches as an update takes.
         """
         if isinstance(self.scenario.workload, Training):
             steps = training_steps(self.scenario, passes, self.stage, residuals)
@@ -105,7 +105,7 @@ class Run:
             outside.update(ground.outside)
         framework = self.scenario.frameworks[first.framework]
         host = framework.overhead(len(self.scenario.model.layers), passes.point.sequences * passes.table["dp"])
-        return slowest * first.parallel.pp + host, tuple(kinds), tuple(sorted(outside))
+        return framework.pace * (slowest * first.parallel.pp + host), tuple(kinds), tuple(sorted(outside))
 
     def steps(self, table: PoolTable, row: int) -> Steps:
         """Time the stages of one pool that trains."""

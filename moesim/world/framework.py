@@ -23,13 +23,13 @@ class Framework:
     Beyond kernels and `step`, a step costs `layer` for each layer (small kernels that are not itemized) and
     `sequence` for each sequence in flight. `recompile` is what it takes to drain, compile and capture a step's
     graph anew, for policies that change it while a pool runs, and `graph` the device memory that a graph keeps for
-    each layer. The rest is read by `simulate`: `prompts` are mixed into steps that decode, or go first while
+    each layer. All steps that serve take `pace` times as long, which one measurement of a deployment tells of all
+    its others. The rest is read by `simulate`: `prompts` are mixed into steps that decode, or go first while
     decodes wait, and take `prompt` times their kernels' time; `cache` is taken as needed or set aside for a whole
-    request; `poll` is the decode steps between two looks at the queue; all steps take `pace` times as long, which
-    one measurement of a deployment tells of all its others. A client sees a first token `latency` later than the
-    scheduler, and `crowd` more for each request in flight, which measurements are held against. From nothing to
-    serving the engine takes `start` beside loading weights, and each rebalancing of experts `rebalance` beside moving
-    them, while the ranks wait. Which kernels it runs is said by a device's fits.
+    request; `poll` is the decode steps between two looks at the queue. A client sees a first token
+    `latency` later than the scheduler, and `crowd` more for each request in flight, which measurements are held
+    against. From nothing to serving the engine takes `start` beside loading weights, and each rebalancing of experts
+    `rebalance` beside moving them, while the ranks wait. Which kernels it runs is said by a device's fits.
     """
 
     name: str

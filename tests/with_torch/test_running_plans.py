@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,27 @@ def test_what_goes_wrong_is_named_and_all_else_is_measured(tmp_path, monkeypatch
     assert compare(folder).failed == failed
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(folder) not in left  # no rank is left behind
+
+
+def test_a_run_that_was_stopped_is_no_result_and_is_run_anew(tmp_path):
+    """Stopped after its first lines: they are kept aside, and the next run measures all rounds."""
+    folder = bundle(tmp_path / "stopped", {"one": TINY, "two": replace(TINY, degree=2)}, rounds=200)
+    partial = folder / "results.partial.jsonl"
+    run = subprocess.Popen([sys.executable, "-m", "moesim.validate.run.execute", str(folder)])
+    try:
+        while run.poll() is None and not (partial.exists() and partial.read_text().count("\n") > 2):
+            time.sleep(0.05)
+    finally:
+        run.terminate()
+        run.wait(timeout=60)
+    assert run.returncode == 130
+    assert partial.exists()
+    assert not (folder / "results.jsonl").exists()
+    with pytest.raises(InputError, match="is missing"):
+        read_results(folder)
+    assert execute(folder) == {}
+    assert not partial.exists()
+    assert all(len(each.rounds) == 200 for each in read_results(folder).trials.values())
 
 
 @pytest.mark.skipif(bool(available()), reason="no network namespaces may be made here")

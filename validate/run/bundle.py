@@ -21,6 +21,8 @@ from moesim.ground.errors import Fault, InputError
 
 FORMAT = "moesim bundle 1"
 BUNDLE, CHOICES, PREDICTIONS, RESULTS = "bundle.json", "choices.npz", "predictions.json", "results.jsonl"
+PARTIAL = "results.partial.jsonl"
+"""Results while trials are under way; what a run that was stopped leaves is told from a whole one by this name."""
 
 Choices = np.ndarray[Any, Any]
 """Experts that tokens use: [draw, rank, token, topk], whole numbers."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from moesim.ground.errors import Fault, InputError, MoesimError
 
-from .bundle import RESULTS, Bundle, digest, read_bundle, read_predictions
+from .bundle import PARTIAL, RESULTS, Bundle, digest, read_bundle, read_predictions
 from .group import GroupFailed, run_group
 from .links import Place, places
 
@@ -35,7 +35,9 @@ Tell = Callable[[str], None]
 def execute(
     folder: Path, *, silence: float = SILENCE, tell: Tell = lambda said: None, module: str = MODULE
 ) -> dict[str, str]:
-    """Run every trial of a bundle and append what is measured to its results.
+    """Run every trial of a bundle and write what is measured to its results, which appear when all had their turn.
+
+    What a run that was stopped had measured lies in `PARTIAL` until the bundle is run again, from its start.
 
     Parameters
     ----------
@@ -61,16 +63,20 @@ def execute(
         raise InputError(
             str(results), [Fault(path="", problem="was measured already", remedy="make a new bundle, or remove it")]
         )
+    partial = folder / PARTIAL
     with places(bundle.setting.nodes, bundle.setting.rate) as found:
-        _keep(results, _header(folder, bundle))
-        return _finished(folder, bundle, found, silence, tell, module)
+        partial.unlink(missing_ok=True)
+        _keep(partial, _header(folder, bundle))
+        failed = _finished(folder, bundle, found, silence, tell, module)
+    partial.replace(results)
+    return failed
 
 
 def _finished(
     folder: Path, bundle: Bundle, found: Sequence[Place], silence: float, tell: Tell, module: str
 ) -> dict[str, str]:
     """Run all trials; where the ranks die, tell the one under way off and go on with the others."""
-    results, underway = folder / RESULTS, folder / ".underway"
+    results, underway = folder / PARTIAL, folder / ".underway"
     left = [trial.name for trial in bundle.trials]
     words = [str(folder), str(results), str(underway)]
     while left:
