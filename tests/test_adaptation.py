@@ -81,6 +81,61 @@ def test_lag_costs_something_and_trials_are_counted():
     assert late.state[0].trials == 4 * len(KNOBS)
 
 
+def test_trials_cost_what_they_take_longer():
+    """Two keys, each tried under all knobs; those faster than the knobs in force lose nothing."""
+    record, prices = switched(0, 10, layers=1, buckets=2)
+    found = walk([tutel()], layout(layers=1), SIZES, record, prices, charges=Charges(trials=1.0))
+    (first, second), own = dict.fromkeys(prices.bucket[:, 0].tolist()), KNOBS.index((1, 1, "linear"))
+    present = KNOBS.index(found.state[0].best[first])
+    slower = np.maximum(prices.seconds[:, [first, second]] - prices.seconds[[own, present], [first, second]], 0.0)
+    assert found.stalls.sum() == pytest.approx(slower.sum())
+    assert np.count_nonzero(found.stalls) == 2
+
+
+class TestConventional:
+    """8 experts of 1 MB on 16 gpus: a gpu's share of a layer is 0.5 MB, so three layers move 1.5 MB."""
+
+    def run(self, of_r, capacity, rate=1e6, lag=1, **settings):
+        """Seconds of a layer by r, one for each bucket of capacities; degrees and algorithms do nothing."""
+        seconds = np.array([of_r[r] for r, _, _ in KNOBS])
+        bucket = np.repeat(np.array(capacity)[:, None], 3, axis=1)
+        prices = Switched(configurations=KNOBS, seconds=seconds, bucket=bucket)
+        policy = make("adaptation", Policy(name="conventional", settings=settings))
+        return walk([policy], layout(), SIZES, trace(bucket * 128), prices, charges=Charges(rate=rate), lag=lag)
+
+    def test_another_r_moves_weights_once(self):
+        found = self.run({0: [9.0], 1: [2.0], 2: [1.0]}, [0] * 20)
+        ((step, change),) = [(step, change) for step, change in found.changes if change.moved]
+        assert (step, change.moved) == (1, 1.5e6)
+        assert change.layout.r.tolist() == [2, 2, 2]
+        assert found.total == 3 * (2.0 + 19 * 1.0) + 1.5
+
+    @pytest.mark.parametrize(("better", "switches"), [(1.92, 0), (1.88, 1)])
+    def test_too_small_a_gain_does_not(self, better, switches):
+        found = self.run({0: [9.0], 1: [2.0], 2: [better]}, [0] * 20, gain=0.05)
+        assert sum(change.moved > 0 for _, change in found.changes) == switches
+
+    def test_the_cool_down_spaces_moves(self):
+        found = self.run({0: [9.0, 9.0], 1: [2.0, 1.0], 2: [1.0, 2.0]}, [0, 1] * 200, cool_down=50)
+        steps = [step for step, change in found.changes if change.moved]
+        assert np.diff(steps).min() > 50
+        assert len(steps) >= 4
+
+    @given(st.integers(0, 1000))
+    def test_free_moves_reach_every_least_as_tutel_does(self, seed):
+        record, prices = switched(seed, 12)
+        policy = make("adaptation", Policy(name="conventional", settings={"gain": 0.0, "cool_down": 0}))
+        found = walk([policy], layout(), SIZES, record, prices, lag=0)
+        assert np.allclose(found.seconds, prices.seconds.min(axis=0)[prices.bucket].sum(axis=1))
+
+    def test_moves_that_cost_more_than_they_save_lose_to_standing_still(self):
+        of_r = {0: [9.0, 9.0], 1: [2.0, 1.0], 2: [1.0, 2.0]}
+        hasty, still = (
+            self.run(of_r, [0, 0, 1, 1] * 20, rate=1e5, cool_down=0, gain=gain).total for gain in (0.0, 0.9)
+        )
+        assert hasty > still
+
+
 def test_nobody_sees_the_step_to_come():
     record, prices = switched(1, 20)
     other = trace(np.concatenate([record.most[:10], record.most[10:][::-1]]))

@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.ground.errors import PolicyError
-from moesim.policies.parallelism import best_r, check_r, family, migration, slices_win, trials, volume
+from moesim.policies.parallelism import best_r, check_r, family, least, migration, slices_win, trials, volume
 
 
 def cost(r, rows, parameters, gpus=64, experts=8):
@@ -54,4 +56,20 @@ def test_the_rule_of_the_code():
 
 
 def test_one_layout_moves_nothing_and_another_pays():
-    assert migration(16 * 2 * 2048 * 2048.0, 4.0, 64) == 2 * 16 * 2 * 2048 * 2048 * 4 / 64
+    assert migration(16 * 2 * 2048 * 2048.0, 4.0, 64) == 16 * 2 * 2048 * 2048 * 4 / 64
+
+
+@given(st.integers(1, 200), st.integers(0, 220), st.floats(0.1, 3.0))
+def test_the_least_r_is_found_in_no_more_trials_than_tutel_counts(shards, bottom, slope):
+    """Any cost that falls and then rises: Tutel's count is (log_1.5 of W / E + 2) for each degree and algorithm."""
+    looked = set()
+
+    def cost(r):
+        looked.add(r)
+        return (bottom - r if r < bottom else slope * (r - bottom)) if r else 0.5
+
+    found = least(family(shards, 1), cost)
+    assert cost(found) == min(map(cost, family(shards, 1)))
+    looked.clear()
+    least(family(shards, 1), cost)
+    assert len(looked) <= math.log(shards, 1.5) + 2

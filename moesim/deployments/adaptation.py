@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from moesim.ground.streams import stream
 from moesim.ground.units import BytesPerSecond, Seconds
@@ -126,12 +126,14 @@ class Charges:
     """What changes cost.
 
     `rebuild` is for draining, compiling and capturing one graph, `host` for deciding where experts move, `rate` that at
-    which a gpu copies their weights in.
+    which a gpu copies their weights in, `trials` the share that is lost of what layers take longer that try knobs: as
+    in Tutel a trial does a step's work, under other knobs.
     """
 
     rebuild: Seconds = 0.0
     host: Seconds = 0.0
     rate: BytesPerSecond = float("inf")
+    trials: float = 0.0
 
     def stall(self, change: Change) -> Seconds:
         """How long all ranks stand still."""
@@ -194,8 +196,10 @@ def walk(
             layout, coming = coming[1], None
         if step >= lag and coming is None:
             for number, policy in enumerate(policies):
-                seen = _seen(trace, step - lag, layout, prices)
+                tried: list[Seconds] = []
+                seen = _seen(trace, step - lag, layout, prices, tried)
                 states[number], change = policy(states[number], seen, rng)
+                stalls[step] += paid.trials * sum(tried)
                 if change is None:
                     continue
                 changes.append((step, change))
@@ -210,7 +214,16 @@ def walk(
     return Walk(seconds=seconds, stalls=stalls, changes=tuple(changes), state=states)
 
 
-def _seen(trace: Trace, step: int, layout: Layout, prices: Prices) -> Seen:
+def _seen(trace: Trace, step: int, layout: Layout, prices: Prices, tried: list[Seconds]) -> Seen:
+    """Show a step; what it takes longer with other knobs is written down for each that is tried."""
+
+    def cost_of(other: Layout) -> Float[np.ndarray, "layer"]:
+        seconds = prices(other, step)
+        turned = _turned(layout, other) & np.isfinite(seconds)
+        if turned.any():
+            tried.append(float(np.maximum(seconds - prices(layout, step), 0.0)[turned].sum()))
+        return seconds
+
     row = trace.row(step)
     return Seen(
         step=step,
@@ -218,8 +231,14 @@ def _seen(trace: Trace, step: int, layout: Layout, prices: Prices) -> Seen:
         counts=trace.counts[row],
         most=trace.most[row],
         agreement=float(trace.agreement[row]),
-        cost_of=lambda other: prices(other, step),
+        cost_of=cost_of,
     )
+
+
+def _turned(before: Layout, after: Layout) -> Bool[np.ndarray, "layer"]:
+    """Say which layers have other knobs."""
+    others = np.array([one != other for one, other in zip(before.alltoall, after.alltoall, strict=True)], bool)
+    return np.asarray(others | (before.r != after.r) | (before.degree != after.degree))
 
 
 def clairvoyant(

@@ -19,7 +19,9 @@ from moesim.deployments.pools import estimator_of
 from moesim.deployments.serving.control import Swap
 from moesim.deployments.serving.ticks import ticks
 from moesim.deployments.steps import StepTable
+from moesim.ground.units import Bytes
 from moesim.passes.table import table_of
+from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.protocols import Change
 from moesim.world.scenario import Scenario
@@ -52,20 +54,23 @@ def drifted(way: Followed, table: StepTable) -> tuple[Swap, ...]:
     """
     first = way.prices.whole(way.start, 0)
     stretch = np.round(way.walk.seconds / first, DIGITS)
-    made: defaultdict[int, list[Change]] = defaultdict(list)
+    made: defaultdict[int, list[tuple[str, Bytes]]] = defaultdict(list)
+    before = way.start
     for step, change in way.walk.changes:
-        made[step].append(change)
+        made[step].append((told(change, before), change.moved))
+        before = change.layout
+    for step in np.flatnonzero(way.walk.stalls).tolist():
+        made[step] = made[step] or [("tried knobs", 0.0)]
     begins = sorted({0, len(stretch), *made, *(np.flatnonzero(np.diff(stretch)) + 1).tolist()})
     tables = {factor: stretched(table, factor) for factor in np.unique(stretch).tolist()}
-    before = way.walk.stalls
-    return tuple(_swaps(begins, stretch.tolist(), before.tolist(), made, tables, first))
+    return tuple(_swaps(begins, stretch.tolist(), way.walk.stalls.tolist(), made, tables, first))
 
 
 def _swaps(
     begins: Sequence[int],
     stretch: Sequence[float],
     stalls: Sequence[float],
-    made: defaultdict[int, list[Change]],
+    made: defaultdict[int, list[tuple[str, Bytes]]],
     tables: dict[float, StepTable],
     first: float,
 ) -> Iterator[Swap]:
@@ -76,20 +81,16 @@ def _swaps(
             table=tables[stretch[again]],
             wait=wait,
             stall=ticks(stalls[step]) if changes else 0,
-            what=", ".join(map(told, changes)),
-            moved=sum(change.moved for change in changes),
+            what=", ".join(what for what, _ in changes),
+            moved=sum(moved for _, moved in changes),
         )
 
 
-def told(change: Change) -> str:
-    """Say in a word what a change does.
-
-    Examples
-    --------
-    >>> told(Change(layout=None, rebuilt=1)), told(Change(layout=None, moved=1e9)), told(Change(layout=None))
-    ('recompiled', 'rebalanced', 'switched')
-    """
-    return "recompiled" if change.rebuilt else "rebalanced" if change.moved else "switched"
+def told(change: Change, before: Layout) -> str:
+    """Say in a word what a change of a layout does."""
+    if change.rebuilt:
+        return "recompiled"
+    return "switched" if change.layout.expert_of_slot is before.expert_of_slot else "rebalanced"
 
 
 def stretched(table: StepTable, factor: float) -> StepTable:

@@ -16,9 +16,11 @@ from jaxtyping import Float, Int
 
 from moesim.deployments.adaptation import Charges, Knobs, Trace, Walk, walk
 from moesim.deployments.arrangements import Arrangements
+from moesim.deployments.training import microbatches_of
 from moesim.ground.errors import PolicyError
 from moesim.ground.units import Seconds
 from moesim.passes.parallelisms import layer_seconds
+from moesim.passes.table import table_of
 from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
@@ -81,6 +83,14 @@ class Watched:
         """MoE layers that one of the sampled stands for."""
         return self.scenario.routing.layers / len(self.layers)
 
+    @property
+    def passes(self) -> float:
+        """Passes of a layer in a step: in training those of all microbatches; stages work side by side."""
+        workload, p = self.scenario.workload, self.pool.parallel
+        if not isinstance(workload, Training):
+            return 1.0
+        return float(microbatches_of(workload, table_of([self.pool]))[0]) / p.pp
+
     def moe(self, layer: int) -> Moe:
         """Return the mixture of a sampled layer."""
         model = self.scenario.model
@@ -122,14 +132,15 @@ class Watched:
 
     def sizes(self) -> Sizes:
         """Tell policies what they are told once; an expert counts for all the layers that its layer stands for."""
-        p = self.pool.parallel
+        p, node = self.pool.parallel, self.scenario.hardware.offer(self.pool.node).node.gpus
         weights = expert_parameters(self.moe(0)) * bytes_of(self.format) / p.etp
         return Sizes(
             tokens=max(1, round(self.tokens)),
             topk=self.scenario.routing.topk,
             gpus=p.ranks,
-            nodes=max(1, p.ep * p.etp // self.scenario.hardware.offer(self.pool.node).node.gpus),
+            nodes=max(1, p.ep * p.etp // node),
             expert=weights * self.each,
+            node=node,
         )
 
     @property
@@ -138,13 +149,16 @@ class Watched:
         return self.pool.precision.get("experts") or self.scenario.model.dtype_of.get("experts", "bf16")
 
     def charges(self) -> Charges:
-        """Price changes: recompiling and deciding are the framework's; weights come over the experts' last tier."""
+        """Price changes: recompiling and deciding are the framework's; weights come over the experts' last tier.
+
+        Knobs are tried on one layer, not on all that a sampled one stands for.
+        """
         node, fabric = self.scenario.node(self.pool.node, self.pool.framework), self.scenario.hardware.fabric
         p, machine = self.pool.parallel, machine_of(node, fabric)
         tier = tier_between(reach(node, fabric), 0, p.ep * p.etp - 1)
         rate = machine.transfer("send", tier).params["efficiency"] * machine.tier(tier).bandwidth
         framework = self.scenario.frameworks[self.pool.framework]
-        return Charges(rebuild=framework.recompile, host=framework.rebalance, rate=rate)
+        return Charges(rebuild=framework.recompile, host=framework.rebalance, rate=rate, trials=1 / self.each)
 
 
 Key = tuple[int, int, bool]
@@ -203,7 +217,9 @@ class Phases:
             return 0.0
         capacity = layout.capacity[layer].max()
         rows = int(self.trace.most[phase, layer] if capacity == NO_LIMIT else capacity)
-        return self.watched.each * (self._one(layer, knobs, rows) - self._one(layer, self.own, rows))
+        return (
+            self.watched.each * self.watched.passes * (self._one(layer, knobs, rows) - self._one(layer, self.own, rows))
+        )
 
     def _one(self, layer: int, knobs: Knobs, rows: int) -> Seconds:
         """Time one layer alone at a capacity, rounded up to the next that is priced."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from moesim.deployments.adaptation import break_even, clairvoyant, regret
 from moesim.deployments.following import Followed, key_of
@@ -15,6 +15,7 @@ from moesim.ground.streams import stream
 from moesim.ground.units import Seconds
 from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.policies.finding import make
+from moesim.policies.knobs import Turning
 from moesim.policies.placement.eplb import Eplb
 from moesim.policies.protocols import Change, Placement
 
@@ -42,19 +43,20 @@ def in_hindsight(followed: Followed) -> Hindsight:
     """Find the cheapest way through all phases: the shortest path over layouts, with what a change stalls as its price.
 
     The rival may hold any layout that was in force, and for each phase one made of its own counts. It starts where the
-    policy started; knobs cost it nothing to turn; it drops no more, and trusts cached assignments no further, than the
-    policy did. Within a phase all steps are alike, so it has no reason to change but at its ends.
+    policy started; it knows without trying what knobs do, and turning them costs it no more than the policy; it drops
+    no more, and trusts cached assignments no further, than the policy did. Within a phase all steps are alike, so it
+    has no reason to change but at its ends.
     """
     layouts = list(_layouts(followed))
     phases = range(len(followed.watched.phases))
     followed.prices.fill(list(product(layouts, phases)))
     seconds = np.array([[followed.prices.whole(layout, phase) for layout in layouts] for phase in phases])
-    seconds = (seconds - _turned(followed)[:, None]) * followed.lengths[:, None]
+    seconds = seconds * followed.lengths[:, None]
     seconds[~_admitted(followed, layouts)] = np.inf
     start = np.full((1, len(layouts)), np.inf)
     start[0, 0] = 0.0
     switch = np.array([[_stall(followed, before, after) for after in layouts] for before in layouts])
-    best, _ = clairvoyant(np.concatenate([start, seconds]), switch)
+    best = clairvoyant(np.concatenate([start, seconds]), switch)[0] + _turned(followed)
     stalled, gained = float(followed.walk.stalls.sum()), sum(gain for _, _, gain in paid(followed))
     return Hindsight(
         best=best,
@@ -90,18 +92,28 @@ def _placed(followed: Followed, phase: int) -> Int[np.ndarray, "layer slot"]:
     return placement(load[None], start.expert_of_slot.shape[1], ranks, nodes, stream(0, "hindsight"))
 
 
-def _turned(followed: Followed) -> Float[np.ndarray, "phase"]:
-    """Seconds that the best knobs of every layer save in each phase; none where no policy turns any."""
-    choices = [choice for state in followed.walk.state for choice in getattr(state, "choices", ())]
-    start, phases = followed.start, range(len(followed.watched.phases))
-    if not choices:
-        return np.zeros(len(phases))
-    layers = range(len(followed.watched.layers))
-    added = [
-        [min(followed.prices.added(start, layer, each, phase) for each in choices) for layer in layers]
-        for phase in phases
-    ]
-    return np.asarray(-np.array(added).sum(axis=1))
+def _turned(followed: Followed) -> Seconds:
+    """Seconds that the best way of every layer through its knobs adds to all steps, below 0; 0 where none are turned.
+
+    Layers turn theirs each by itself. Where another r moves weights, the bytes are paid for, and the host's part of it
+    is not: the rival plans all its moves at once.
+    """
+    states = [state for state in followed.walk.state if isinstance(state, Turning)]
+    if not states:
+        return 0.0
+    own = followed.prices.own
+    choices = [own, *dict.fromkeys(each for state in states for each in state.choices if each != own)]
+    price = min(state.moved for state in states) / followed.charges.rate
+    switch = price * np.array([[one[0] != other[0] for other in choices] for one in choices])
+    begin = np.full((1, len(choices)), np.inf)
+    begin[0, 0] = 0.0
+    total = 0.0
+    for layer in range(len(followed.watched.layers)):
+        added = np.array(
+            [[followed.prices.added(followed.start, layer, each, p) for each in choices] for p in _phases(followed)]
+        )
+        total += clairvoyant(np.concatenate([begin, added * followed.lengths[:, None]]), switch)[0]
+    return total
 
 
 def _admitted(followed: Followed, layouts: list[Layout]) -> Bool[np.ndarray, "phase layout"]:

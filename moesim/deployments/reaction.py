@@ -15,6 +15,7 @@ from moesim.deployments.pools import Estimator
 from moesim.deployments.result import Interval, Verdict
 from moesim.deployments.tables import with_units
 from moesim.ground.units import SourceKind
+from moesim.policies.knobs import Turning
 
 TOLD = 200
 """Changes that are listed."""
@@ -39,9 +40,7 @@ class Reaction:
         followed = {row: estimator.follow(row) for row in used}
         idle = any(not found and estimator.table.pool(row).adaptation for row, found in followed.items())
         known = {estimator.table.pool(row).role: found for row, found in followed.items() if found}
-        if not known:
-            return cls(tables={}, idle=idle)
-        return cls(tables={"reaction": _joined(known, _summed), "changes": _joined(known, _changes)}, idle=idle)
+        return cls(tables=reaction_tables(known), idle=idle)
 
     def summary(self, source: SourceKind) -> dict[str, Interval]:
         """Give the largest regret and break-even horizon of any pool as headline numbers."""
@@ -65,6 +64,11 @@ class Reaction:
         return replace(verdict, why=f"{verdict.why}; {words}")
 
 
+def reaction_tables(known: Mapping[str, Followed]) -> dict[str, pd.DataFrame]:
+    """Tabulate what reacting came to in the pools that were followed, by role; nothing where none was."""
+    return {"reaction": _joined(known, _summed), "changes": _joined(known, _changes)} if known else {}
+
+
 def _joined(known: Mapping[str, Followed], table: Callable[[Followed], pd.DataFrame]) -> pd.DataFrame:
     """Join one table of several pools, each row with the pool's role."""
     frames = {role: table(found) for role, found in known.items()}
@@ -76,11 +80,14 @@ def _joined(known: Mapping[str, Followed], table: Callable[[Followed], pd.DataFr
 def _summed(followed: Followed) -> pd.DataFrame:
     """Write in a row what reacting came to: a mean step with it, without it, and with full knowledge."""
     rival, walk = in_hindsight(followed), followed.walk
+    dictionaries = [state for state in walk.state if isinstance(state, Turning)]
     row = {
         "policies": " ".join(policy.name for policy in followed.watched.pool.adaptation),
         "steps": followed.trace.steps,
         "period": followed.watched.scenario.routing.period,
         "changes": len(walk.changes),
+        "keys": sum(len(each.best) for each in dictionaries),
+        "trials": sum(each.trials for each in dictionaries),
         "step": followed.mean,
         "still": followed.still,
         "best": rival.best / followed.trace.steps,

@@ -12,6 +12,7 @@ from moesim.deployments.capacity import Capacity, capacity
 from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.judging import headline, judge, unfit
 from moesim.deployments.pools import DRAWS
+from moesim.deployments.reaction import reaction_tables
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.serving.asked import Asked, generate
 from moesim.deployments.serving.measures import event_table, request_table, step_table
@@ -61,7 +62,8 @@ def simulate(
         Every number of the summary with its range (`spread`): what differs between replications, and what the
         calibrated costs may be wrong by. Tables ``requests`` (one row per request), ``steps`` (one row per run of equal
         steps), ``upkeep`` (cold start, failures to expect, scaling and rebalancing, by pool), ``events`` (what happened
-        to replicas besides requests) and ``memory``; where the plan does not fit, ``memory`` alone.
+        to replicas besides requests), ``memory`` and, where a pool reacts to its routing, ``reaction`` and ``changes``;
+        where the plan does not fit, ``memory`` alone.
 
     Raises
     ------
@@ -90,7 +92,8 @@ def simulate_many(
     requests : int
         How many requests; none: the workload's horizon. The share of them that warms up stays as it is.
     ranged : bool
-        Whether numbers get their ranges, which takes two more runs of each plan.
+        Whether numbers get their ranges, which takes two more runs of each plan, and reacting is held against full
+        knowledge.
     """
     if not isinstance(scenario.workload, Serving):
         fault = Fault(path="kind", problem="only serving is simulated", remedy="estimate training instead")
@@ -175,6 +178,7 @@ def _simulated(
             "upkeep": upkeep_table([(ready.pool, ready.keeping) for ready in deployment.pools if ready.keeping]),
             "events": event_table(runs[0]),
             "memory": _memory(plan, room),
+            **reaction_tables({ready.pool.role: ready.way for ready in deployment.pools if ready.way and ranged}),
         },
         source=grounds,
         outside=tuple(sorted({name for table in tables for name in table.outside})),

@@ -10,7 +10,7 @@ import numpy as np
 from moesim.deployments.arrangements import Arrangements
 from moesim.deployments.capacity import Capacity
 from moesim.deployments.drifting import drifted, followed
-from moesim.deployments.following import horizon
+from moesim.deployments.following import Followed, horizon
 from moesim.deployments.rebalancing import rebalanced, rebalancing_of, usual_step
 from moesim.deployments.serving.asked import Asked
 from moesim.deployments.serving.book import Book, open_book
@@ -42,7 +42,8 @@ WEIGHTS = ("expert weights", "attention weights", "dense weights", "vocabulary")
 class Ready:
     """A pool made ready.
 
-    `per_token` is the bytes that a token's cache takes on a rank, `keeping` what happens to replicas besides requests.
+    `per_token` is the bytes that a token's cache takes on a rank, `keeping` what happens to replicas besides requests,
+    `way` what its policies make of a routing that changes.
     """
 
     pool: Pool
@@ -50,6 +51,7 @@ class Ready:
     limits: Limits
     per_token: Bytes
     keeping: Keeping | None = None
+    way: Followed | None = None
 
     def stage(self, book: Book, router: Policy) -> Stage:
         """Start idle replicas that write into a book, behind a router."""
@@ -149,15 +151,16 @@ def _ready(scenario: Scenario, plan: Plan, room: Capacity, drawn: Arrangements, 
     table = tabulate(scenario, pool, drawn, most=most_tokens(scenario, pool))
     weights = sum(float(room.memory.items[name][number]) for name in WEIGHTS if name in room.memory.items)
     kept = keeping(scenario, pool, weights, spared=pool.node == plan.pools[0].node)
-    kept = replace(kept, swaps=_swaps(scenario, pool, drawn, table), again=horizon(scenario.routing.period) > 0)
-    return Ready(pool=pool, table=table, limits=room.limits[number], per_token=room.per_token[number], keeping=kept)
-
-
-def _swaps(scenario: Scenario, pool: Pool, drawn: Arrangements, table: StepTable) -> tuple[Swap, ...]:
-    """Find the step tables that a pool's replicas change to, as routing changes or for its policies."""
     way = followed(scenario, pool, drawn)
-    if way is not None:
-        return drifted(way, table)
+    swaps = drifted(way, table) if way else _rebalancing(scenario, pool, drawn, table)
+    kept = replace(kept, swaps=swaps, again=horizon(scenario.routing.period) > 0)
+    return Ready(
+        pool=pool, table=table, limits=room.limits[number], per_token=room.per_token[number], keeping=kept, way=way
+    )
+
+
+def _rebalancing(scenario: Scenario, pool: Pool, drawn: Arrangements, table: StepTable) -> tuple[Swap, ...]:
+    """Find the step tables that a pool's replicas change to where the routing stays as it is."""
     policy = rebalancing_of(scenario, pool)
     if policy is None:
         return ()

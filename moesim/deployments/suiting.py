@@ -13,8 +13,16 @@ from moesim.policies.protocols import Gating
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
-FREE = {"tutel": ("overlap", "shortcut"), "caching": ("shortcut",)}
+TURNING = ("tutel", "conventional")
+"""Reacting policies that turn Tutel's knobs."""
+
+FREE = {**dict.fromkeys(TURNING, ("overlap", "shortcut")), "caching": ("shortcut",)}
 """Kinds of policy that some reacting ones decide themselves, and that therefore have to be `none`."""
+
+
+def turns(pool: Pool) -> bool:
+    """Whether a pool's reacting policies turn knobs."""
+    return any(policy.name in TURNING for policy in pool.adaptation)
 
 
 def unsuited(pool: Pool, scenario: Scenario) -> Iterator[tuple[str, str]]:
@@ -34,11 +42,12 @@ def unsuited(pool: Pool, scenario: Scenario) -> Iterator[tuple[str, str]]:
 def _unmet(name: str, pool: Pool, scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Name what one policy lacks."""
     gating: Gating = make("gating", pool.policy("gating"))
-    if name == "tutel":
+    if name in TURNING:
         if pool.policy("gating").name == "dynamic":
-            yield "`tutel` follows a capacity, and `dynamic` gating has none", "use `gating: {name: static, factor: 0}`"
+            problem = f"`{name}` follows a capacity, and `dynamic` gating has none"
+            yield problem, "use `gating: {name: static, factor: 0}`"
         if pool.policy("alltoall").name not in ALGORITHMS:
-            yield f"`tutel` switches between {' and '.join(ALGORITHMS)}", f"use `alltoall: {ALGORITHMS[0]}`"
+            yield f"`{name}` switches between {' and '.join(ALGORITHMS)}", f"use `alltoall: {ALGORITHMS[0]}`"
     if name == "dynamoe" and gating.capacity(1024, 8, 1) == NO_LIMIT:
         yield "`dynamoe` cuts capacities, and this gating has none", "use `gating: {name: static, factor: 4}`"
     if name == "caching" and not isinstance(scenario.workload, Training):
@@ -46,8 +55,8 @@ def _unmet(name: str, pool: Pool, scenario: Scenario) -> Iterator[tuple[str, str
 
 
 def degree_fault(pool: Pool, scenario: Scenario) -> str:
-    """Say why Tutel cannot start from a pool's degrees, of which r is ``etp``; "" where it can."""
-    if all(policy.name != "tutel" for policy in pool.adaptation) or not scenario.model.moe_layers:
+    """Say why knobs cannot be turned from a pool's degrees, of which r is ``etp``; "" where they can."""
+    if not turns(pool) or not scenario.model.moe_layers:
         return ""
     try:
         check_r(pool.parallel.etp, pool.parallel.ranks, scenario.model.moe(scenario.model.moe_layers[0]).experts)

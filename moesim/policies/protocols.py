@@ -181,13 +181,24 @@ class Shortcut(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What a reacting policy is told once: tokens per gpu and step, topk, gpus, nodes, and bytes of one expert."""
+    """What a reacting policy is told once.
+
+    Attributes
+    ----------
+    tokens : per gpu and step
+    topk : experts a token chooses
+    gpus : all that share the layers
+    nodes : that one copy of all experts spans
+    expert : bytes of one expert on one gpu
+    node : gpus of a node
+    """
 
     tokens: int
     topk: int
     gpus: int
     nodes: int
     expert: float
+    node: int = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from moesim.deployments.following import horizon
-from moesim.deployments.suiting import unsuited
+from moesim.deployments.suiting import turns, unsuited
 from moesim.deployments.training import unpiped
 from moesim.ground.errors import Fault, PlanError, PolicyError, nearest
 from moesim.passes.table import COUNTED, DEGREES, PoolTable
@@ -212,9 +212,9 @@ def _senseless(
     if not experts:
         yield "a dense model exchanges nothing", np.full(block.shape, not policy.replicated)
         return
-    if any(policy.name == "tutel" for policy in like.adaptation):
+    if turns(like):
         ranks = degrees["dp"] * degrees["tp"] * degrees["cp"]
-        yield "`tutel` has no r (etp) beyond ranks / experts", degrees["etp"] > np.maximum(ranks // experts, 1)
+        yield "there is no r (etp) beyond ranks / experts", degrees["etp"] > np.maximum(ranks // experts, 1)
     alone = any(policy.name == "rebalance" for policy in like.adaptation)
     yield "one rank has all experts, and nothing to rebalance", (degrees["ep"] == 1) & alone
     yield "more expert slots resident than a rank has", _overfull(like, degrees["ep"], experts)

@@ -13,7 +13,7 @@ from moesim.deployments.metrics import METRICS, PERCENTILES, base_metric
 from moesim.deployments.result import Result
 from moesim.ground.units import show
 from moesim.views.ranking import records
-from moesim.views.tables import band, console, interval_dict, show_table, summary_cell
+from moesim.views.tables import band, console, interval_dict, show_reaction, show_table, summary_cell
 
 
 def show_simulation(result: Result) -> None:
@@ -31,6 +31,7 @@ def show_simulation(result: Result) -> None:
         show_table(out, upkeep_words(result.tables["upkeep"]), "Replicas: cold start, and mean times between events")
         if len(result.tables["events"]):
             show_table(out, event_counts(result.tables["events"]), "What happened to replicas, in the first run")
+        show_reaction(out, result)
     show_table(out, result.tables["memory"], "Memory of the fullest rank")
 
 
@@ -102,6 +103,7 @@ def simulation_json(result: Result) -> str:
         "summary": {name: interval_dict(value) for name, value in result.summary.items()},
         "upkeep": _records(result, "upkeep"),
         "events": _records(result, "events"),
+        "reaction": _records(result, "reaction"),
         "memory": result.tables["memory"].to_dict(orient="records"),
         "source": result.source,
         "outside": list(result.outside),

@@ -98,11 +98,16 @@ def show_details(out: Console, result: Result, title: str) -> None:
     if "breakdown" in result.tables:
         show_table(out, result.tables["breakdown"], "One pass of the slowest stage, by named part")
         _show_kernels(out, result.tables["kernels"])
-    if "reaction" in result.tables:
-        show_table(out, result.tables["reaction"], "Reacting to the routing: a mean step with it, without, at best")
+    show_reaction(out, result)
     sizes = result.tables["memory"]["size"]
     total = "" if "pool" in result.tables["memory"] else f": {show(float(sizes.sum()), 'B')}, item by item"
     show_table(out, result.tables["memory"], f"Memory of the fullest rank{total}")
+
+
+def show_reaction(out: Console, result: Result) -> None:
+    """Print what reacting came to, in pools that did."""
+    if "reaction" in result.tables:
+        show_table(out, result.tables["reaction"], "Reacting to the routing: a mean step with it, without, at best")
 
 
 def _show_kernels(out: Console, kernels: pd.DataFrame) -> None:

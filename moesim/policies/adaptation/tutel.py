@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from itertools import product
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from moesim.plans.layout import Layout
-from moesim.policies.parallelism import ALGORITHMS, CAPACITY_STEP, DEGREES, family, key
+from moesim.policies.knobs import Turning, knobs_of, turning, with_knobs
+from moesim.policies.parallelism import CAPACITY_STEP, key
 from moesim.policies.protocols import Change, Seen, Sizes
-
-Knobs = tuple[int, int, str]
-"""r, degree, all-to-all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """The dictionary: best knobs by capacity, and how many trials filling it has taken."""
-
-    choices: tuple[Knobs, ...]
-    best: Mapping[int, Knobs] = field(default_factory=lambda: MappingProxyType({}))
-    trials: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +18,8 @@ class Tutel:
     """Look up the capacity each layer needed; run what was best for it when it was first met.
 
     All r share one layout of the experts, so a switch moves nothing and costs nothing (Hwang et al., "Tutel", MLSys
-    2023, section 3). A capacity whose key, floor(c / step), is new is profiled under every choice, which counts as
-    trials.
+    2023, section 3). A capacity whose key, floor(c / step), is new is tried under every degree and all-to-all, for each
+    of them under the r that a search of the family looks at; each try is a trial.
 
     Attributes
     ----------
@@ -51,44 +37,16 @@ class Tutel:
         if self.step < 1:
             raise ValueError(f"step = {self.step}; give at least 1 row")
 
-    def start(self, layout: Layout, sizes: Sizes) -> State:
-        """List the choices; the dictionary is empty."""
-        experts = layout.expert_of_slot.shape[1]
-        known = family(sizes.gpus, experts) if self.r else (int(layout.r[0]),)
-        node = sizes.gpus // sizes.nodes
-        algorithms = ALGORITHMS if sizes.gpus > node else ALGORITHMS[:1]
-        return State(choices=tuple(product(known, DEGREES, algorithms)))
+    def start(self, layout: Layout, sizes: Sizes) -> Turning:
+        """Start with an empty dictionary."""
+        return turning(layout, sizes, every_r=self.r)
 
-    def __call__(self, state: State, seen: Seen, rng: np.random.Generator) -> tuple[State, Change | None]:
+    def __call__(self, state: Turning, seen: Seen, rng: np.random.Generator) -> tuple[Turning, Change | None]:
         """Give every layer the best knobs of its capacity."""
         keys = [key(int(most), self.step) for most in seen.most]
-        fresh = {each: layer for layer, each in enumerate(keys) if each not in state.best}
-        if fresh:
-            state = self._profiled(state, seen, fresh)
-        wanted = [state.best[each] for each in keys]
-        layout = _with(seen.layout, wanted)
-        return state, None if _knobs(layout) == _knobs(seen.layout) else Change(layout=layout)
-
-    def _profiled(self, state: State, seen: Seen, fresh: Mapping[int, int]) -> State:
-        """Try every choice once for keys never met, each on a layer that needs it."""
-        layers = len(seen.most)
-        costs = np.stack([seen.cost_of(_with(seen.layout, [choice] * layers)) for choice in state.choices])
-        best = {each: state.choices[int(costs[:, layer].argmin())] for each, layer in fresh.items()}
-        return replace(
-            state,
-            best=MappingProxyType({**state.best, **best}),
-            trials=state.trials + len(fresh) * len(state.choices),
-        )
+        state = state.met(seen, keys)
+        layout = with_knobs(seen.layout, [state.best[each] for each in keys])
+        return state, None if knobs_of(layout) == knobs_of(seen.layout) else Change(layout=layout)
 
 
 policy = Tutel
-
-
-def _with(layout: Layout, knobs: list[Knobs]) -> Layout:
-    """Set the knobs of every layer."""
-    r, degree, alltoall = zip(*knobs, strict=True)
-    return replace(layout, r=np.array(r), degree=np.array(degree), alltoall=tuple(alltoall))
-
-
-def _knobs(layout: Layout) -> tuple[Knobs, ...]:
-    return tuple(zip(layout.r.tolist(), layout.degree.tolist(), layout.alltoall, strict=True))
