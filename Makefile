@@ -4,7 +4,7 @@
 #   make plan     set up .venv and plan a DeepSeek-V3 deployment
 #   make test-torch  add the CPU build of torch to .venv and run the tests that need it
 #   make calibrate   measure this machine's CPU in under 5 minutes, with torch as above
-#   make gpu         measure a machine with a gpu: its own python3 with torch and NumPy is all it needs
+#   make gpu         measure a machine with a gpu and run plans on it, in 8 minutes: a python3 with torch and NumPy is all
 #   make validate    run plans as real layers on this machine and set predicted beside measured, in under 15 minutes
 #   make lint     ruff, mypy and the import floors
 #   make bench    the speed benchmarks, in CPU time
@@ -43,9 +43,11 @@ calibrate: $(VENV)/.torch
 	$(BIN)/moesim calibrate --device cpu --out $(OUT)/cpu.yaml --budget 270s $(if $(ONLY),--only $(ONLY))
 
 # No .venv: such a machine may have no network. Stopped by its time limit or killed, it goes on where it was when run again.
+# PART=calibrate or PART=execute does one of the two, ONLY=gemm,copy some of what calibrating measures. To keep what comes
+# out: OUT=validate/cases/measured, beside the predictions that are committed there for this kind of gpu.
 GPU_PYTHON ?= python3
 gpu:
-	$(GPU_PYTHON) -m calibrate.measure --device cuda --out $(OUT)/gpu.jsonl --budget 270s $(if $(ONLY),--only $(ONLY))
+	$(GPU_PYTHON) -m validate.run.bare --out $(OUT) $(if $(PART),--part $(PART)) $(if $(ONLY),--only $(ONLY))
 
 # To keep what comes out: OUT=validate/cases/measured MACHINE=its-name, and then `moesim validate report` writes the page.
 MACHINE ?= machine-$(shell date -u +%Y%m%d-%H%M)

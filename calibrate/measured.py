@@ -6,7 +6,6 @@ fits say what is reached of it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from moesim.schedules.costs.collectives import ROUNDS
 from moesim.world.hardware import Device, Fit, Node, Tier
 
 from .fitting import fit_samples
-from .raw import Raw, Sample, quantile
+from .raw import Raw, Sample, quantile, slug
 
 LINK = "loopback"
 """The tier that joins ranks: of one machine, whatever it really is."""
@@ -89,7 +88,7 @@ def _of_cpu(sample: Sample) -> Sample:
 def bare_of(raw: Raw, samples: Sequence[Sample], ranks: int) -> Node:
     """Describe the machine without fits: sizes as it says them, peaks as the best points reached them."""
     machine = raw.header["machine"]
-    name = f"measured/{_slug(str(raw.header['device']))}"
+    name = f"measured/{slug(str(raw.header['device']))}"
     cpu = "gpus" not in machine
     memory = float(machine["memory"])
     device = Device(
@@ -110,10 +109,6 @@ def bare_of(raw: Raw, samples: Sequence[Sample], ranks: int) -> Node:
         power=0.0,
         disk=DISK,
     )
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "machine"
 
 
 def _flop_rates(samples: Sequence[Sample]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -120,6 +121,17 @@ def spread(values: Iterable[float]) -> float:
     """
     kept = tuple(values)
     return (quantile(kept, 0.84) - quantile(kept, 0.16)) / 2
+
+
+def slug(device: str) -> str:
+    """Return a device's name as files and profiles carry it.
+
+    Examples
+    --------
+    >>> slug("NVIDIA H100 80GB HBM3")
+    'nvidia-h100-80gb-hbm3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") or "machine"
 
 
 def key_of(line: Line) -> tuple[object, ...]:

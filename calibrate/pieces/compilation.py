@@ -78,6 +78,15 @@ def eager_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     return Case(call=stack, args=lambda: args, on_host=True)
 
 
+def warmed(work: Callable[[], object]) -> None:
+    """Run once on a stream of its own, as capturing asks for: libraries set themselves up for each stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    stream.synchronize()
+
+
 def capture(work: Callable[[], object]) -> Any:
     """Capture what a function launches as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
@@ -89,14 +98,14 @@ def capture(work: Callable[[], object]) -> Any:
 def capture_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a stack ready to be captured."""
     args = _stack(inputs, bench, WIDTH)
-    _warmed(args)
+    warmed(lambda: stack(*args))
     return Case(call=capture, args=lambda: (lambda: stack(*args),), on_host=True, warm=1, most=10)
 
 
 def replay_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
     """Make a captured stack ready to be replayed."""
     args = _stack(inputs, bench, WIDTH)
-    _warmed(args)
+    warmed(lambda: stack(*args))
     graph = capture(lambda: stack(*args))
     return Case(call=lambda held: held.replay(), args=lambda: (graph,))
 
@@ -105,14 +114,6 @@ def replay_case(inputs: Inputs, dtype: str, bench: Bench) -> Case:
 def load_compiler(device: torch.device) -> None:
     """Compile something once: the compiler's own modules, and what it asks of the machine, are no graph's cost."""
     torch.compile(torch.neg)(torch.ones(1, device=device))
-
-
-def _warmed(args: Args) -> None:
-    """Run once on a stream of its own, as capturing asks for."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        stack(*args)
-    stream.synchronize()
 
 
 def _stack(inputs: Inputs, bench: Bench, width: int) -> Args:

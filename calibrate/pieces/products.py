@@ -90,8 +90,16 @@ def grouped(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
 
 @cache
 def _grouped_mm() -> Callable[..., Tensor]:
-    """Return torch's grouped product: public from 2.10, private before."""
-    found: Callable[..., Tensor] = getattr(functional, "grouped_mm", None) or torch._grouped_mm
+    """Return torch's grouped product: public from 2.10, private before.
+
+    Raises
+    ------
+    NotImplementedError
+        This torch has neither.
+    """
+    found: Callable[..., Tensor] | None = getattr(functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+    if found is None:
+        raise NotImplementedError(f"torch {torch.__version__} has no grouped product; 2.8 has one")
     return found
 
 

@@ -49,7 +49,13 @@ def compiled(device: torch.device) -> Kernels:
         problem = f"torch.compile does not work on this machine ({said[0] if said else type(fault).__name__})"
         remedy = "install a C++ compiler such as g++, or leave it out"
         raise InputError("layer", [Fault(path="compiled", problem=problem, remedy=remedy)]) from fault
-    settings = torch._dynamo.config
-    settings.recompile_limit = max(settings.recompile_limit, VARIANTS)
-    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, VARIANTS * len(fields(Kernels)))
+    _allow("recompile_limit", "cache_size_limit", VARIANTS)
+    _allow("accumulated_recompile_limit", "accumulated_cache_size_limit", VARIANTS * len(fields(Kernels)))
     return Kernels(**{each.name: torch.compile(getattr(EAGER, each.name), dynamic=False) for each in fields(Kernels)})
+
+
+def _allow(name: str, before: str, variants: int) -> None:
+    """Raise a limit of the compiler, by its name or, up to torch 2.6, the one it had before."""
+    settings = torch._dynamo.config
+    known = name if hasattr(settings, name) else before
+    setattr(settings, known, max(getattr(settings, known), variants))

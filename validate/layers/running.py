@@ -116,6 +116,7 @@ class _Graph:
         """Capture a pass that has run before."""
         held, chosen, made = tokens.clone(), routing.clone(), []
         with torch.no_grad():
+            compilation.warmed(lambda: body(held, chosen, SILENT, None))
             graph = compilation.capture(lambda: made.append(body(held, chosen, SILENT, None)))
         return cls(graph=graph, tokens=held, routing=chosen, out=made[0])
 

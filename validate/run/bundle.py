@@ -68,6 +68,7 @@ class Setting:
     nodes : how many network namespaces they are spread over; 1: they talk over the loopback
     rate : B/s of each node's link in one direction; 0: as fast as it is
     link : how the rate comes about: `kernel`, `emulated`, or `plain` where there is none
+    graphed : whether layers of fixed shapes are captured as CUDA graphs and replayed
     """
 
     device: str = "cpu"
@@ -75,6 +76,7 @@ class Setting:
     nodes: int = 1
     rate: float = 0.0
     link: str = "plain"
+    graphed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

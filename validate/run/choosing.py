@@ -32,6 +32,8 @@ def picks(study: Study, scenario: Scenario, ranks: int, seed: int) -> Iterator[P
     ranking = optimize(scenario, _whole(study.space, ranks), goal=study.goal or "throughput", seed=seed)
     for plan in ranking.chosen:
         (pool,) = plan.pools
+        if ranks == 1:
+            pool = replace(pool, policies={**pool.policies, "alltoall": DEFAULT_POLICIES["alltoall"]})
         yield spread(pool, pool.parallel.ep, ranks)
 
 
@@ -42,6 +44,8 @@ def _whole(space: Space | None, ranks: int) -> Space:
     fixed = {f"parallel.{degree}": (1,) for degree in ("pp", "tp", "cp", "etp")}
     listed: tuple[Any, ...] = axes.get("parallel.ep", ())
     degrees = tuple(each for each in listed if ranks % each == 0) or (ranks,)
+    if ranks == 1:  # has nobody to exchange rows with, and a search asks for no exchange by this name
+        axes = {**axes, "alltoall": (Policy(name="reduce"),)}
     return Space(
         axes=MappingProxyType(
             {

@@ -11,11 +11,13 @@ from moesim.ground.errors import Fault, InputError
 from moesim.plans.plan import Pool
 
 from .bundle import PREDICTIONS, RESULTS, digest
+from .execute import EXECUTE
 from .figure import figure
-from .machines import AS_PROFILED, EXECUTE
+from .machines import AS_PROFILED
 from .page import page
 from .planning import Asked, measure, plan, write
 from .scores import Compared, compare, scored
+from .waiting import waiting_in
 
 HERE = Path(__file__).parents[1] / "cases" / "measured"
 """Where results are committed: a folder for each machine, in it a folder for each bundle."""
@@ -80,6 +82,6 @@ def compared_in(folders: Sequence[Path]) -> list[tuple[str, list[Compared]]]:
 
 def written(machines: Sequence[tuple[str, Sequence[Compared]]], target: Path) -> Iterator[tuple[Path, str]]:
     """Yield the page and, beside it, a figure for each machine."""
-    yield target, page(machines)
+    yield target, page(machines, waiting_in(HERE))
     for machine, some in machines:
         yield target.parent / f"{machine}.svg", figure([pair for each in some for pair in scored(each)]) + "\n"

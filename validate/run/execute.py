@@ -24,7 +24,8 @@ from .links import Place, places
 FORMAT = "moesim results 1"
 KEPT = "moesim-experts-"
 """How folders of experts on the disk begin."""
-MODULE = f"{__package__}.turns"
+EXECUTE, MODULE = f"{__package__}.execute", f"{__package__}.turns"
+"""This program, and that of a rank."""
 SILENCE = 120.0
 """Seconds without a word after which ranks are taken to hang: the longest compile, and more."""
 FAILED, BAD_INPUT, STOPPED = 1, 2, 130

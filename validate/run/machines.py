@@ -20,11 +20,10 @@ from moesim.world.scenario import Scenario
 
 from .bundle import Bundle, Choices, Setting, Trial, write_bundle
 from .course import Rebuild
+from .execute import EXECUTE
 from .gauging import RECOMPILE, ROUNDS, Gauge
 from .results import Measured, read_results
 from .tuning import LEVELS, Part, Point, cold, fitted, told, tuned
-
-EXECUTE = f"{__package__}.execute"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

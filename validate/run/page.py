@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 from .bundle import Setting
 from .course import COMPILE
 from .scores import LARGE, Compared, Scored, Summary, scored, summary
+from .waiting import waiting
 
 HEAD = """# Predicted and measured
 
@@ -29,12 +32,23 @@ TARGETS = (
     ("step times inside P10-P90", "inside_interval", 0.70, 0.90),
 )
 """What is to be reached: name, score, and the range it should lie in."""
+NOTHING: Mapping[str, Sequence[Path]] = MappingProxyType({})
 WORST = 8
 """Plans whose step time is missed by most that are listed."""
 
 
-def page(machines: Sequence[tuple[str, Sequence[Compared]]], *, figures: bool = True) -> str:
-    """Write the page as Markdown: machine by machine, scenario by scenario."""
+def page(
+    machines: Sequence[tuple[str, Sequence[Compared]]],
+    unanswered: Mapping[str, Sequence[Path]] = NOTHING,
+    *,
+    figures: bool = True,
+) -> str:
+    """Write the page as Markdown: machine by machine, scenario by scenario.
+
+    Parameters
+    ----------
+    unanswered : folders of bundles that were predicted and not run, by machine
+    """
     parts = [HEAD]
     for machine, some in machines:
         parts += [f"## {machine}\n", *_about(some), _scores(some), _targets(some)]
@@ -43,9 +57,7 @@ def page(machines: Sequence[tuple[str, Sequence[Compared]]], *, figures: bool = 
         parts += list(_misses(some))
         for compared in some:
             parts += list(_section(compared))
-    if not any("H200" in machine or "gpu" in machine for machine, _ in machines):
-        parts.append("## A gpu\n\nNot yet run: no machine with a gpu was at hand.\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *waiting(unanswered)])
 
 
 def _about(some: Sequence[Compared]) -> Iterator[str]:
@@ -173,6 +185,8 @@ def _parts(compared: Compared) -> Iterator[str]:
 def parts_of(compared: Compared, name: str) -> dict[str, tuple[float, float]]:
     """Return predicted and measured seconds of each part; what a layer calls by two names is one part to moesim."""
     told, seen = dict(compared.predictions[name].parts), dict(compared.finished[name].parts)
+    if not seen:  # a captured graph is one piece
+        return {}
     for part, whole in JOINED.items():
         for parts in (told, seen):
             if part in parts:

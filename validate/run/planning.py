@@ -161,7 +161,7 @@ class _Drawn:
         scenario = self.machines.scenario(self.scenario, kind_of(pool))
         rebuild = self.machines.rebuilt(scenario, pool)
         found = walked(scenario, pool, self.choices[key], rebuild, seed=self.asked.seed, drift=self.machines.apart)
-        spec = spec_of(scenario, pool, found.forecast.layout, tokens, 0)
+        spec = spec_of(scenario, pool, found.forecast.layout, tokens, 0, self.asked.setting)
         whole = Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool))
         steps = replace(whole, name=f"{name}{ASIDE}", aside=name)
         return Made(pool=pool, trials=(whole, steps), predicted=(found.forecast.predicted, found.aside))
@@ -184,7 +184,7 @@ class _Drawn:
         key, tokens = self._routing(pool)
         scenario = self.machines.scenario(self.scenario, kind_of(pool))
         found = forecast(scenario, pool, self.choices[key], seed=self.asked.seed, drift=self.machines.apart)
-        spec = spec_of(scenario, pool, found.layout, tokens, found.way)
+        spec = spec_of(scenario, pool, found.layout, tokens, found.way, self.asked.setting)
         return Trial(name=name, spec=spec.json(), choices=key, plan=axes_of(pool)), found
 
 

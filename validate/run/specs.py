@@ -19,19 +19,21 @@ from moesim.world.model import Dense, Model
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
+from .bundle import Setting
 from .wing import spec
 
 RUN = ("dynamoe",)
 """Reacting policies that are run. Cached assignments need the same batches again, and no course has them."""
 
 
-def spec_of(scenario: Scenario, pool: Pool, layout: Layout, tokens: int, way: int) -> spec.LayerSpec:
+def spec_of(scenario: Scenario, pool: Pool, layout: Layout, tokens: int, way: int, setting: Setting) -> spec.LayerSpec:
     """Say which layer carries a plan out.
 
     Parameters
     ----------
     layout : the plan's own
     way : which alternative of structure was predicted to be the fastest
+    setting : what it is run on: a gpu multiplies all experts in one kernel, and may replay what it has captured
 
     Raises
     ------
@@ -46,7 +48,7 @@ def spec_of(scenario: Scenario, pool: Pool, layout: Layout, tokens: int, way: in
     moe, parallel = model.moe(number), pool.parallel
     if parallel.pp * parallel.tp * parallel.cp * parallel.etp > 1:
         raise PolicyError("layers are run with data and expert parallelism alone; leave the other degrees at 1")
-    return spec.LayerSpec(
+    made = spec.LayerSpec(
         hidden=model.layers[number].dim,
         intermediate=moe.width,
         experts=moe.experts,
@@ -68,6 +70,19 @@ def spec_of(scenario: Scenario, pool: Pool, layout: Layout, tokens: int, way: in
         compiled=compiled(pool),
         reactions=tuple(_reactions(pool)),
     )
+    return _on_gpu(made, setting) if setting.device == "cuda" else made
+
+
+def _on_gpu(made: spec.LayerSpec, setting: Setting) -> spec.LayerSpec:
+    """Let a layer use what only a gpu has: one kernel for all experts that stay and need no gradients."""
+    if made.gating == "dynamic" and made.cache is None and not made.backward:
+        made = replace(made, gating="grouped")
+    return replace(made, graphed=True) if setting.graphed and fixed(made) else made
+
+
+def fixed(made: spec.LayerSpec) -> bool:
+    """Whether every step of a layer has the same shapes, whatever is routed."""
+    return made.static and (made.fraction > 0 or made.factor > 0)
 
 
 def compiled(pool: Pool) -> bool:

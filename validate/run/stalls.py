@@ -40,8 +40,9 @@ class Stalls:
 @contextmanager
 def compiling_anew() -> Iterator[None]:
     """Forget what was compiled, in memory and on disk: what is compiled inside is compiled for the first time."""
-    from torch._inductor.utils import fresh_inductor_cache
+    from torch._inductor import utils
 
+    fresh = getattr(utils, "fresh_cache", None) or utils.fresh_inductor_cache  # its name up to torch 2.7
     torch.compiler.reset()
-    with fresh_inductor_cache():
+    with fresh():
         yield

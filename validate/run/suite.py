@@ -30,6 +30,7 @@ class Run:
     changes : of the scenario by dotted path, such as ``routing.cv``
     course : steps that plans with reacting policies are run for, in order; 0: draws by themselves
     rounds : how often all are run by turns
+    graphed : whether layers of fixed shapes are captured as CUDA graphs and replayed
     """
 
     scenario: str
@@ -41,6 +42,7 @@ class Run:
     course: int = 0
     rounds: int = 10
     changes: Mapping[str, Any] = field(default_factory=dict)
+    graphed: bool = False
 
     def setting(self, device: str) -> Setting:
         """Describe what it is run on.
@@ -57,7 +59,9 @@ class Run:
                 "link", f"{self.link:g} B/s between {self.nodes} nodes", "give 2 nodes and a link, or neither"
             )
         how = "kernel" if self.nodes > 1 else "plain"
-        return Setting(device=device, ranks=self.ranks, nodes=self.nodes, rate=self.link, link=how)
+        return Setting(
+            device=device, ranks=self.ranks, nodes=self.nodes, rate=self.link, link=how, graphed=self.graphed
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -234,6 +234,8 @@ class Made:
 def _typical(steps: Sequence[Mapping[str, float]], draws: int) -> dict[str, float]:
     """Return the median of each part over the passes of a draw, the mean over draws."""
     names = dict.fromkeys(part for step in steps for part in step)
+    if not names:  # a captured graph is one piece
+        return {}
     seconds = np.array([[step.get(name, 0.0) for name in names] for step in steps])
     found = np.median(seconds.reshape(-1, draws, len(names)), axis=0).mean(axis=0)
     return dict(zip(names, found.tolist(), strict=True))

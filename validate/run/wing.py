@@ -6,13 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calibrate import fit, machine, ranks, spread
+    from calibrate import fit, machine, measured, nodes, plain, ranks, raw, settings, spread, suite
     from calibrate.pieces import bench
     from validate.layers import building, clock, layer, spec
 else:
     _root = __name__.rpartition("validate.run")[0]
     _HOMES = {
-        **{name: f"{_root}calibrate.{name}" for name in ("fit", "machine", "ranks", "spread")},
+        **{name: f"{_root}calibrate.{name}" for name in ("fit", "machine", "measured", "nodes", "plain", "ranks")},
+        **{name: f"{_root}calibrate.{name}" for name in ("raw", "settings", "spread", "suite")},
         "bench": f"{_root}calibrate.pieces.bench",
         **{name: f"{_root}validate.layers.{name}" for name in ("building", "clock", "layer", "spec")},
     }
@@ -24,4 +25,20 @@ else:
         return import_module(_HOMES[name])
 
 
-__all__ = ["bench", "building", "clock", "fit", "layer", "machine", "ranks", "spec", "spread"]
+__all__ = [
+    "bench",
+    "building",
+    "clock",
+    "fit",
+    "layer",
+    "machine",
+    "measured",
+    "nodes",
+    "plain",
+    "ranks",
+    "raw",
+    "settings",
+    "spec",
+    "spread",
+    "suite",
+]
