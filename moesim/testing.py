@@ -609,6 +609,8 @@ def check_batching(batching: Batching) -> None:
     assert 1 <= batching.emitted <= 1 + batching.speculated, "more tokens out than are verified"
     assert batching.budget >= batching.max_batch * (1 + batching.speculated), "no room for every decode"
     assert list(batching.buckets) == sorted(set(batching.buckets)), "buckets must ascend"
+    assert batching.graphs >= 0, "a negative number of graphs"
+    assert not (batching.graphs and batching.buckets), "sizes of graphs are chosen, or still to be chosen"
 
 
 def check_router(router: Router) -> None:

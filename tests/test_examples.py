@@ -95,7 +95,15 @@ def test_the_policies_combine(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["adaptive_training", "combined_training", "drifting_serving", "nllb_translation", "swin_training"]
+    "name",
+    [
+        "adaptive_training",
+        "combined_training",
+        "drifting_serving",
+        "graph_buckets",
+        "nllb_translation",
+        "swin_training",
+    ],
 )
 def test_the_scenarios_of_the_studies_load(name):
     import moesim

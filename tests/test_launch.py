@@ -56,10 +56,16 @@ def pools(draw: st.DrawFn, role: str, *, training: bool = False) -> Pool:
         policies[kind] = Policy(name=draw(st.sampled_from(names(kind))))
     policies["placement"] = Policy(name=policies["placement"].name, settings={"redundant": draw(st.integers(0, 40))})
     policies["alltoall"] = Policy(name=draw(st.sampled_from(names("alltoall"))))
-    buckets = draw(st.sampled_from([(), (1, 2, 4)]))
+    buckets, graphs = draw(st.sampled_from([((), 0), ((1, 2, 4), 0), ((), 3)]))
     policies["batching"] = Policy(
         name=draw(st.sampled_from(names("batching"))),
-        settings={"max_batch": draw(st.integers(1, 64)), "buckets": buckets, "speculated": 1, "acceptance": 0.5},
+        settings={
+            "max_batch": draw(st.integers(1, 64)),
+            "buckets": buckets,
+            "graphs": graphs,
+            "speculated": 1,
+            "acceptance": 0.5,
+        },
     )
     reactions = draw(st.lists(st.sampled_from(names("adaptation")), max_size=2, unique=True))
     tensors = st.sampled_from(["experts", "attention", "dense", "embedding", "kv", "dispatch", "combine"])

@@ -9,6 +9,7 @@ import pandas as pd
 
 from moesim.deployments.arrangements import Arrangements, arrangements
 from moesim.deployments.capacity import Capacity, capacity
+from moesim.deployments.graphing import PILOT, graph_table, unchosen, with_graphs
 from moesim.deployments.grounding import scenario_grounds
 from moesim.deployments.judging import headline, judge, unfit
 from moesim.deployments.pools import DRAWS
@@ -59,11 +60,12 @@ def simulate(
     Returns
     -------
     Result
-        Every number of the summary with its range (`spread`): what differs between replications, and what the
-        calibrated costs may be wrong by. Tables ``requests`` (one row per request), ``steps`` (one row per run of equal
-        steps), ``upkeep`` (cold start, failures to expect, scaling and rebalancing, by pool), ``events`` (what happened
-        to replicas besides requests), ``memory`` and, where a pool reacts to its routing, ``reaction`` and ``changes``;
-        where the plan does not fit, ``memory`` alone.
+        Of the plan with its graphs chosen, where it leaves their sizes open. Every number of the summary with its range
+        (`spread`): what differs between replications, and what the calibrated costs may be wrong by. Tables
+        ``requests`` (one row per request), ``steps`` (one row per run of equal steps), ``upkeep`` (cold start, failures
+        to expect, scaling and rebalancing, by pool), ``events`` (what happened to replicas besides requests),
+        ``graphs`` (what compiled ones are used for), ``memory`` and, where a pool reacts to its routing, ``reaction``
+        and ``changes``; where the plan does not fit, ``memory`` alone.
 
     Raises
     ------
@@ -154,6 +156,10 @@ def _simulated(
         return _hopeless(plan, room, source, seed, verdict)
     try:
         deployment = deploy(scenario, plan, room, drawn)
+        if unchosen(plan):
+            plan = with_graphs(scenario, plan, deployment, generate(scenario.workload, seed=seed, replication=PILOT))
+            room = capacity(scenario, plan.pools)
+            deployment = deploy(scenario, plan, room, drawn)
     except PolicyError as refusal:
         verdict = Verdict(fits=False, meets={}, binding="policy", why=str(refusal))
         return _hopeless(plan, room, source, seed, verdict)
@@ -177,6 +183,7 @@ def _simulated(
             "steps": step_table(runs[0]),
             "upkeep": upkeep_table([(ready.pool, ready.keeping) for ready in deployment.pools if ready.keeping]),
             "events": event_table(runs[0]),
+            "graphs": graph_table(runs[0], deployment.pools),
             "memory": _memory(plan, room),
             **reaction_tables({ready.pool.role: ready.way for ready in deployment.pools if ready.way and ranged}),
         },

@@ -17,7 +17,9 @@ from moesim.world.formats import BITS
 
 DEGREES = tuple(field.name for field in fields(Parallel))
 ROLES = ("all", "prefill", "decode")
-COUNTS = ("replicas", "microbatch", "max_batch", "spare_nodes")
+COUNTS = ("replicas", "microbatch", "max_batch", "graphs", "spare_nodes")
+NONE_TOO = ("graphs", "spare_nodes")
+"""Those that may be 0."""
 Reader = Callable[[Tree], Iterator[object]]
 
 
@@ -88,7 +90,7 @@ def _reader(path: str, file: str, frameworks: Collection[str], nodes: Collection
         _known(field, TENSORS, file)
         return lambda value: _one(_named(value, "storage format", BITS, file))
     _known(name, COUNTS, file, also=("pools", "node", "framework", "parallel.ep", "precision.experts", *kinds()))
-    return lambda value: _one(count(value, file, least=0 if name == "spare_nodes" else 1))
+    return lambda value: _one(count(value, file, least=0 if name in NONE_TOO else 1))
 
 
 def _reactions(value: Tree, file: str) -> Iterator[object]:

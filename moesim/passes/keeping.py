@@ -24,7 +24,8 @@ def kept(pool: Pool, layers: Sequence[Layer], framework: Framework, tokens: Colu
     layers : of one pipeline stage
     tokens : tokens per rank in one pass
     """
-    graphs = len(batching_of(pool).buckets)
+    batching = batching_of(pool)
+    graphs = len(batching.buckets) or batching.graphs
     if graphs:
         yield "compiled graphs", graphs * len(layers) * framework.graph + 0.0 * tokens
     batches = max((policy.batches for policy in _cachings(pool)), default=0)
@@ -35,7 +36,8 @@ def kept(pool: Pool, layers: Sequence[Layer], framework: Framework, tokens: Colu
 
 def kept_like(pool: Pool) -> Hashable:
     """Name what decides what is kept."""
-    return batching_of(pool).buckets, tuple(_cachings(pool))
+    batching = batching_of(pool)
+    return batching.buckets, batching.graphs, tuple(_cachings(pool))
 
 
 def _cachings(pool: Pool) -> Iterator[Caching]:

@@ -424,6 +424,11 @@ class Batching(Protocol):
         """Batch sizes with a compiled graph, ascending; empty: any size runs as it is."""
         ...
 
+    @property
+    def graphs(self) -> int:
+        """How many graphs may be compiled, where their sizes are still to be chosen; 0: those of `buckets` are."""
+        ...
+
 
 Turn = tuple[int, int]
 """A chunk of a stage, and a microbatch."""

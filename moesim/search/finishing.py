@@ -54,7 +54,10 @@ class Finish:
             goal=search.goal,
             plans=self._table(shown, values.rank[top, 0].tolist(), ranges),
             frontier=self._table(deployed.take(edge), [0.0] * len(edge), None),
-            chosen=tuple(shown.plan(row) for row in range(len(shown))),
+            chosen=(
+                *(result.plan for result in simulated),
+                *(shown.plan(row) for row in range(len(simulated), len(shown))),
+            ),
             traded=tuple(deployed.plan(int(row)) for row in edge),
             results=tuple(
                 estimate_deployed(

@@ -58,7 +58,8 @@ def _size(pool: Pool, training: bool) -> str:
     batching = batching_of(pool)
     if pool.role == "prefill" and batching.budget != NO_LIMIT:
         return f"budget {batching.budget}"
-    return f"batch {batching.max_batch}"
+    graphs = len(batching.buckets) or batching.graphs
+    return f"batch {batching.max_batch}" + (f" graphs {graphs}" if graphs else "")
 
 
 def _in_short(policy: Policy | None) -> str:

@@ -34,6 +34,7 @@ SERVING_AXES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "overlap": (Policy(name="none"), Policy(name="two_batch")),
         "placement": (Policy(name="contiguous"), Policy(name="eplb", settings={"redundant": 32})),
         "max_batch": (16, 32, 64, 128, 256),
+        "graphs": (0,),
         "microbatch": (1,),
         "parallel.pp": (1, 2),
         "parallel.cp": (1,),
@@ -61,7 +62,7 @@ PREFILL_BUDGETS = (8192, 16384, 32768)
 
 POLICY_AXES = ("placement", "gating", "alltoall", "shortcut", "overlap", "buffering", "prefetch")
 PRECISION = "precision."
-OTHER_AXES = ("pools", "node", "framework", "max_batch", "microbatch", "adaptation")
+OTHER_AXES = ("pools", "node", "framework", "max_batch", "microbatch", "adaptation", "graphs")
 DEGREE_AXES = tuple(f"parallel.{degree}" for degree in DEGREES)
 
 
@@ -148,7 +149,7 @@ def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str
     sizes = list(itertools.product(axis(space, "max_batch"), axis(space, "microbatch")))
     roles = dict.fromkeys(role for named in axis(space, "pools") for role in named.split("+"))
     for role, framework, precision in itertools.product(roles, frameworks, _precisions(space)):
-        for batching, adaptation, *chosen in itertools.product(_batchings(role), reacting, *policies):
+        for batching, adaptation, *chosen in itertools.product(_batchings(role, space), reacting, *policies):
             like = Pool(
                 role=role,
                 node=node.name,
@@ -163,11 +164,12 @@ def _variants(scenario: Scenario, space: Space, node: Node, refused: Counter[str
             yield like, [size for size in tried if _has_room(like, size[0], refused)]
 
 
-def _batchings(role: str) -> Sequence[Policy]:
-    """Batching policies of a role: chunked prefill, whole prompts by budget, or decodes alone."""
+def _batchings(role: str, space: Space) -> Sequence[Policy]:
+    """Batching policies of a role: chunked prefill, whole prompts by budget, or decodes alone, with so many graphs."""
     if role == "prefill":
         return [Policy(name="chunked", settings={"budget": budget}) for budget in PREFILL_BUDGETS]
-    return [Policy(name="chunked" if role == "all" else "continuous")]
+    name = "chunked" if role == "all" else "continuous"
+    return [Policy(name=name, settings={"graphs": graphs} if graphs else {}) for graphs in axis(space, "graphs")]
 
 
 def _has_room(like: Pool, batch: int, refused: Counter[str]) -> bool:

@@ -32,6 +32,8 @@ def show_simulation(result: Result) -> None:
         if len(result.tables["events"]):
             show_table(out, event_counts(result.tables["events"]), "What happened to replicas, in the first run")
         show_reaction(out, result)
+        if len(result.tables["graphs"]):
+            show_table(out, result.tables["graphs"], "Compiled graphs: the share of the decoding steps that each runs")
     show_table(out, result.tables["memory"], "Memory of the fullest rank")
 
 
@@ -103,6 +105,7 @@ def simulation_json(result: Result) -> str:
         "summary": {name: interval_dict(value) for name, value in result.summary.items()},
         "upkeep": _records(result, "upkeep"),
         "events": _records(result, "events"),
+        "graphs": _records(result, "graphs"),
         "reaction": _records(result, "reaction"),
         "memory": result.tables["memory"].to_dict(orient="records"),
         "source": result.source,

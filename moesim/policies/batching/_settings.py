@@ -29,6 +29,11 @@ class Settings(Protocol):
         """Batch sizes with a compiled graph."""
         ...
 
+    @property
+    def graphs(self) -> int:
+        """How many graphs may be compiled, their sizes still to be chosen."""
+        ...
+
 
 def check(settings: Settings) -> None:
     """Refuse settings out of range.
@@ -36,7 +41,8 @@ def check(settings: Settings) -> None:
     Raises
     ------
     ValueError
-        A size is not positive, drafts come without their chance of being right, or the buckets do not ascend.
+        A size is not positive, drafts come without their chance of being right, the buckets do not ascend, or both
+        sizes of graphs and their number are given.
     """
     if settings.max_batch < 1:
         raise ValueError(f"max_batch = {settings.max_batch}; give at least 1")
@@ -49,6 +55,11 @@ def check(settings: Settings) -> None:
         )
     if list(settings.buckets) != sorted({size for size in settings.buckets if size > 0}):
         raise ValueError(f"buckets = {settings.buckets}; give positive sizes in ascending order")
+    if settings.graphs < 0:
+        raise ValueError(f"graphs = {settings.graphs}; give how many may be compiled, or 0 for those of `buckets`")
+    if settings.graphs and settings.buckets:
+        problem = f"graphs = {settings.graphs} asks for a choice of sizes, and buckets = {settings.buckets} has made it"
+        raise ValueError(f"{problem}; give one of them")
 
 
 def emitted_tokens(speculated: int, acceptance: float) -> float:

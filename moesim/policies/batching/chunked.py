@@ -19,6 +19,7 @@ class Chunked:
     speculated : draft tokens verified per sequence and step
     acceptance : chance that a draft token is right, given that those before it were
     buckets : batch sizes with a compiled graph; empty: any size
+    graphs : how many graphs may be compiled, where their sizes are still to be chosen; 0: those of `buckets` are
     preemption : what becomes of a sequence when the cache is full: worked on again, or copied to the host and back
     """
 
@@ -27,6 +28,7 @@ class Chunked:
     speculated: int = 0
     acceptance: float = 0.0
     buckets: tuple[int, ...] = ()
+    graphs: int = 0
     preemption: Literal["recompute", "swap"] = "recompute"
 
     def __post_init__(self) -> None:
