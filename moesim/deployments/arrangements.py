@@ -13,6 +13,7 @@ from moesim.passes.buffering import buffered, popular
 from moesim.passes.exchanges import Routed, Sized
 from moesim.passes.lowering import arrange, distinct_blocks, sampled_layers
 from moesim.passes.presence import mixture_kinds
+from moesim.passes.shortcut import thin
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.world.hardware import reach
@@ -103,9 +104,10 @@ class Arrangements:
             )
         return self._routed[key]
 
-    def active(self, total: int, half: int) -> float:
-        """Mean number of experts that so many tokens choose, over the draws of `routed`."""
-        return float((self.drawn(total, half) > 0).sum(axis=-1).mean())
+    def active(self, total: int, half: int, kept: float = 1.0) -> float:
+        """Mean number of experts that so many tokens choose, over the draws of `routed`, a share of them kept."""
+        drawn = self.drawn(total, half)
+        return float(((drawn if kept == 1.0 else thin(drawn, kept)) > 0).sum(axis=-1).mean())
 
     def distinct(self, pool: Pool) -> Mapping[int, float]:
         """Mean number of different blocks of ranks that one token's experts live in, by ranks per block."""

@@ -20,6 +20,7 @@ from moesim.passes.expected import Expected, Phases
 from moesim.passes.lowering import halves_wanted, lower_means
 from moesim.passes.presence import home_tokens
 from moesim.passes.repetition import shortened
+from moesim.passes.shortcut import kept_share
 from moesim.passes.table import PoolTable, batching_of
 from moesim.passes.timeline import makespan
 from moesim.plans.plan import Policy, Pool
@@ -214,13 +215,15 @@ def _active(arrangements: Arrangements, table: PoolTable, batch: Batch, halves: 
     """Mean number of experts with rows in an expert block, for each kind of MoE layer."""
     found = []
     block = table["ep"] * table["etp"]
+    model = arrangements.scenario.model
+    kept = kept_share(model, make("shortcut", table.pool(0).policy("shortcut")))
     for layer in arrangements.kinds:
-        tokens = np.broadcast_to(home_tokens(layer, arrangements.scenario.model, batch)[:, 0, 0], block.shape)
+        tokens = np.broadcast_to(home_tokens(layer, model, batch)[:, 0, 0], block.shape)
         keys = np.stack([np.round(tokens * block).astype(np.int64), halves.astype(np.int64)])
         distinct, place = np.unique(keys, axis=1, return_inverse=True)
-        means = [np.mean([arrangements.active(int(t), half) for half in range(h)]) for t, h in distinct.T]
+        means = [np.mean([arrangements.active(int(t), half, kept) for half in range(h)]) for t, h in distinct.T]
         active = np.array(means)[place.reshape(-1)]
-        least = np.minimum(active, arrangements.scenario.routing.topk)
+        least = np.minimum(active, arrangements.scenario.routing.topk * kept)
         found.append(as_column(np.where(_followed(table), least, active)))
     return tuple(found)
 

@@ -12,6 +12,7 @@ from moesim.passes.chain import Chain
 from moesim.passes.columns import Columns, Sizes
 from moesim.passes.exchanges import Mixture
 from moesim.passes.rows import slot_totals
+from moesim.passes.shortcut import thin
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
 from moesim.policies.caches import run_caches
@@ -33,11 +34,11 @@ LAYERS = 4
 """MoE layers whose caches stand for all."""
 
 
-def missing_share(routing: Routing, pool: Pool, layout: Layout, tokens: int, seed: int) -> float:
+def missing_share(routing: Routing, pool: Pool, layout: Layout, tokens: int, seed: int, kept: float = 1.0) -> float:
     """How many of the experts a rank uses in a pass are not on the gpu, in the mean once caches have filled.
 
     The buffering policy is run over drawn passes of `tokens` home tokens per rank, every rank's experts of a layer one
-    cache.
+    cache; a share of the choices is `kept` where a shortcut leaves tokens fewer.
 
     Raises
     ------
@@ -53,6 +54,7 @@ def missing_share(routing: Routing, pool: Pool, layout: Layout, tokens: int, see
     sample, rng = routing.only(layers.tolist()), stream(seed, "buffering")
     total = np.array([max(1, tokens) * pool.parallel.ep * pool.parallel.etp])
     counts = np.stack([sample.draw(total, step, rng)[:, 0] for step in range(STEPS)])
+    counts = counts if kept == 1.0 else thin(counts, kept)
     placed = layout.expert_of_slot[np.minimum(layers, len(layout.expert_of_slot) - 1)]
     rows = [slot_totals(counts[:, [i]], np.tile(placed[i], (STEPS, 1)))[:, :, 0].T for i in range(len(layers))]
     accessed = np.stack(rows, axis=1).reshape(STEPS, -1, slots) > 0

@@ -26,7 +26,7 @@ from moesim.passes.folding import class_counts
 from moesim.passes.groups import folded_labels, labels
 from moesim.passes.mixture import add_dense, add_mixture
 from moesim.passes.presence import kind_of, mixture_kinds
-from moesim.passes.shortcut import changed_model, joined_layers, thinned
+from moesim.passes.shortcut import changed_model, joined_layers, kept_share, thinned
 from moesim.passes.table import PoolTable, batching_of, table_of
 from moesim.plans.layout import Layout
 from moesim.plans.plan import Pool
@@ -75,7 +75,10 @@ def arrange(scenario: Scenario, pool: Pool, *, tokens: int, seed: int) -> Layout
     buffering: Buffering = make("buffering", pool.policy("buffering"))
     if buffering.hosted:
         return replace(layout, resident=popular(scenario.routing, pool, layout, node))
-    return replace(layout, missing=missing_share(scenario.routing, pool, layout, tokens, seed))
+    return replace(
+        layout,
+        missing=missing_share(scenario.routing, pool, layout, tokens, seed, kept_share(scenario.model, shortcut)),
+    )
 
 
 def _no_experts() -> Layout:
@@ -247,11 +250,12 @@ def lower(
     node, fabric = scenario.hardware.offer(first.node).node, scenario.hardware.fabric
     topology = Topology(reach=reach(node, fabric), gpus_per_node=node.gpus)
     shortcut: Shortcut = make("shortcut", first.policy("shortcut"))
-    model = changed_model(scenario.model, shortcut)
     known: Sized = {} if sized is None else sized
     settings = []
-    for batch, drawn in zip(batches, routed, strict=True):
-        drawn = [thinned(each, scenario.model, model) for each in drawn]
+    share = kept_share(scenario.model, shortcut)
+    for batch, each in zip(batches, routed, strict=True):
+        blocks = (pool.parallel.ep * pool.parallel.etp for pool in pools)
+        drawn = [thinned(one, share, block) for one, block in zip(each, blocks, strict=True)]
         folded = all(each.alike for each in drawn)
         degrees = [pool.parallel for pool in pools]
         setting = _setting(

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from moesim.ground.streams import stream
 from moesim.passes.exchanges import Routed
 from moesim.policies.protocols import Shortcut
 from moesim.world.model import Model, Moe
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Turns between the first choices that ranks of one draw keep, so that they differ evenly."""
+
+FORGIVEN = 1e-9
+"""Added where a product of decimals is rounded down."""
 
 
 def changed_model(model: Model, shortcut: Shortcut) -> Model:
@@ -21,16 +31,44 @@ def changed_model(model: Model, shortcut: Shortcut) -> Model:
     return replace(model, layers=tuple(layers))
 
 
-def thinned(routed: Routed, model: Model, changed: Model) -> Routed:
+def kept_share(model: Model, shortcut: Shortcut) -> float:
+    """Share of the choices drawn for a model that are left where its tokens choose fewer experts."""
+    if not shortcut.changes_model or not model.moe_layers:
+        return 1.0
+    moe = model.moe(model.moe_layers[0])
+    return shortcut.mixture(moe).topk / moe.topk
+
+
+def thinned(routed: Routed, share: float, block: int) -> Routed:
     """Leave each expert its share of fewer choices: counts are drawn for the model's k, and used for the changed one.
 
-    Means, where the draw had whole numbers.
+    Parameters
+    ----------
+    block : ranks that share an expert block: counts that are means over them are whole once multiplied with it
     """
-    if not model.moe_layers:
+    if share == 1.0:
         return routed
-    first = model.moe_layers[0]
-    before, after = model.moe(first).topk, changed.moe(first).topk
-    return routed if before == after else replace(routed, counts=routed.counts * (after / before))
+    scale = block if routed.alike else 1
+    return replace(routed, counts=thin(routed.counts * scale, share) / scale)
+
+
+def thin(
+    counts: Shaped[np.ndarray, "draw *lead rank expert"], share: float
+) -> Int[np.ndarray, "draw *lead rank expert"]:
+    """Keep a share of whole counts, whole again: every so many of the choices in order, from a random one on.
+
+    Totals are kept to within one, and every expert keeps its share in the mean. One choice of two is one, not two
+    halves: a token has an expert to go to however few there are.
+
+    Examples
+    --------
+    >>> thin(np.array([[1, 0, 0, 1], [4, 2, 0, 2]]), 0.5).sum(axis=-1)
+    array([1, 4])
+    """
+    begin = stream(0, "thinned").random(len(counts)).reshape(-1, *(1,) * (counts.ndim - 1))
+    turn = np.arange(counts.shape[-2])[:, None] * GOLDEN
+    passed = np.floor(np.cumsum(np.rint(counts), axis=-1) * share + (begin + turn) % 1.0 + FORGIVEN)
+    return np.diff(passed, axis=-1, prepend=0.0).astype(np.int64)
 
 
 def joined_layers(model: Model, layers: Sequence[int], shortcut: Shortcut) -> list[tuple[int, ...]]:
