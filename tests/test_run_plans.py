@@ -347,6 +347,13 @@ def test_a_course_tells_what_it_stood_still_for(tmp_path):
     assert "compile" not in parts_of(compared, "a")
 
 
+def test_results_cut_off_before_their_first_line_say_what_to_do(tmp_path):
+    folder = written(tmp_path / "b", {"a": 1.0, "b": 2.0}, {"a": [1.0], "b": [2.0], "a (again)": [1.0]})
+    (folder / "results.jsonl").write_text('{"format": "moesim res')
+    with pytest.raises(InputError, match=r"holds no whole line: it was cut off; remove it and run the bundle again"):
+        read_results(folder)
+
+
 def test_the_page_and_the_figure_show_every_pair(tmp_path):
     folder = written(tmp_path / "b", {"a": 1.0, "b": 1.5}, {"a": [1.0] * 3, "b": [2.0] * 3, "a (again)": [1.0] * 3})
     compared = compare(folder)

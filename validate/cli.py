@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from moesim.cli.codes import BAD_INPUT, MET, MISSED
+from moesim.cli.codes import MET, MISSED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,51 +181,25 @@ def run(
     predict_only
         Write what is predicted and stop: `python -m validate.run.execute` measures later, or elsewhere.
     """
-    from moesim.ground.errors import MoesimError
     from moesim.ground.units import parse
 
-    from .run.bundle import RESULTS
-    from .run.commands import planned, pools_in
-    from .run.machines import run_bundles
-    from .run.planning import Asked
-    from .run.suite import Run, changes_of, runs_of
+    from .run.commands import Wanted, executed
+    from .run.suite import Run, changes_of
 
-    rate = parse(link, "B/s") if link else 0.0
     like = Run(
         scenario=scenario.name,
         ranks=ranks,
         nodes=nodes,
-        link=rate,
+        link=parse(link, "B/s") if link else 0.0,
         batch=batch,
         course=course,
         rounds=rounds,
         changes=changes_of(set),
     )
-    code = MET
-    for file, name, one in runs_of(scenario, like):
-        asked = Asked(
-            setting=one.setting(device),
-            profile=profile or "generic/cpu",
-            pools=pools_in(plans, file),
-            most=most,
-            rounds=one.rounds,
-            changes=one.changes,
-            batch=one.batch,
-            course=one.course,
-            seed=seed,
-        )
-        if (out / name / RESULTS).exists():
-            print(f"{out / name}: measured already")
-            continue
-        try:
-            told = planned(file, asked, out / name, measured=not profile)
-        except MoesimError as fault:  # the other runs of a suite are made all the same
-            print(f"moesim: {name}: {fault}", file=sys.stderr)
-            code = BAD_INPUT
-            continue
-        print(f"{out / name}: predicted, {told[:12]}")
-        if not predict_only:
-            code = max(code, run_bundles(out / name))
+    wanted = Wanted(
+        like=like, device=device, plans=plans, profile=profile, most=most, seed=seed, predict_only=predict_only
+    )
+    code = executed(scenario, wanted, out, tell=print, warn=partial(print, file=sys.stderr))
     return code if predict_only or not any(out.rglob("results.jsonl")) else max(code, report(out))
 
 

@@ -24,6 +24,8 @@ BUNDLE, CHOICES, PREDICTIONS, RESULTS = "bundle.json", "choices.npz", "predictio
 PARTIAL = "results.partial.jsonl"
 """Results while trials are under way; what a run that was stopped leaves is told from a whole one by this name."""
 
+COMPILE = "compile"
+"""Name of the part that a layer stands still for."""
 Choices = np.ndarray[Any, Any]
 """Experts that tokens use: [draw, rank, token, topk], whole numbers."""
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 
 from moesim import load_plan, load_study
-from moesim.ground.errors import Fault, InputError
+from moesim.cli.codes import BAD_INPUT, MET
+from moesim.ground.errors import Fault, InputError, MoesimError
 from moesim.plans.plan import Pool
 
 from .bundle import PREDICTIONS, RESULTS, digest
-from .execute import EXECUTE
+from .choosing import MOST
+from .execute import EXECUTE, Tell
 from .figure import figure
-from .machines import AS_PROFILED
+from .machines import AS_PROFILED, run_bundles
 from .page import page
 from .planning import Asked, measure, plan, write
 from .scores import Compared, compare, scored
+from .suite import Run, runs_of
 from .waiting import waiting_in
 
 HERE = Path(__file__).parents[1] / "cases" / "measured"
@@ -45,6 +49,69 @@ def planned(scenario: Path, asked: Asked, folder: Path, *, measured: bool) -> st
     study = load_study(scenario)
     machines = measure(study, asked, folder / MACHINE) if measured else AS_PROFILED
     return write(folder, plan(study, asked, machines), asked.profile, machines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What `moesim validate run` was asked for besides a scenario.
+
+    Attributes
+    ----------
+    like : how a scenario that is no part of a suite is run
+    device : cpu or cuda
+    plans : files of plans to run in place of the search's
+    profile : the machine as calibrated; "": it is measured first, with layers of each scenario's shape
+    most, seed : plans of a scenario at most, and the seed of everything drawn
+    predict_only : whether nothing is run
+    """
+
+    like: Run
+    device: str
+    plans: Sequence[Path] = ()
+    profile: str = ""
+    most: int = MOST
+    seed: int = 0
+    predict_only: bool = False
+
+    def asked(self, file: Path, one: Run) -> Asked:
+        """Say what is asked of one run of a suite."""
+        return Asked(
+            setting=one.setting(self.device),
+            profile=self.profile or "generic/cpu",
+            pools=pools_in(self.plans, file),
+            most=self.most,
+            rounds=one.rounds,
+            changes=one.changes,
+            batch=one.batch,
+            course=one.course,
+            seed=self.seed,
+        )
+
+
+def executed(scenario: Path, wanted: Wanted, out: Path, *, tell: Tell, warn: Tell) -> int:
+    """Predict and run a scenario, or all of a suite, and return the exit code; what fails keeps no other from its turn.
+
+    Parameters
+    ----------
+    out : a folder, in which each bundle gets one
+    tell, warn : called with what was done, and with what could not be
+    """
+    code = MET
+    for file, name, one in runs_of(scenario, wanted.like):
+        folder = out / name
+        if (folder / RESULTS).exists():
+            tell(f"{folder}: measured already")
+            continue
+        try:
+            told = planned(file, wanted.asked(file, one), folder, measured=not wanted.profile)
+        except MoesimError as fault:
+            warn(f"moesim: {name}: {fault}")
+            code = BAD_INPUT
+            continue
+        tell(f"{folder}: predicted, {told[:12]}")
+        if not wanted.predict_only:
+            code = max(code, run_bundles(folder))
+    return code
 
 
 def pools_in(files: Sequence[Path], scenario: Path) -> tuple[Pool, ...]:

@@ -22,11 +22,8 @@ from moesim.schedules.schedule import Priced
 from moesim.world.scenario import Scenario
 
 from .batches import Chosen, counts_of, used
-from .bundle import Predicted
+from .bundle import COMPILE, Predicted
 from .predicting import DRAWN, Forecast, drawn_steps, outside_of, parts_of, predicted_of, priced_ways
-
-COMPILE = "compile"
-"""Name of the part that a layer stands still for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

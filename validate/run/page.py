@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from .bundle import Setting
-from .course import COMPILE
+from .bundle import COMPILE, Setting
 from .scores import LARGE, Compared, Scored, Summary, scored, summary
 from .waiting import waiting
 

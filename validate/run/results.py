@@ -69,11 +69,14 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS
     try:
-        header, *lines = [json.loads(line) for line in _whole_lines(path)]
+        found = [json.loads(line) for line in _whole_lines(path)]
     except OSError:
         raise _refusal(path, "is missing", f"run it with `python -m validate.run.execute {folder}`") from None
     except ValueError as fault:
-        raise _refusal(path, f"is damaged ({fault})", "run the bundle again") from None
+        raise _refusal(path, f"is damaged ({fault})", "remove it and run the bundle again") from None
+    if not found:
+        raise _refusal(path, "holds no whole line: it was cut off", "remove it and run the bundle again")
+    header, *lines = found
     if header.get("predictions") != digest(folder):
         raise _refusal(
             path, "was measured against other predictions", "they may not be changed afterwards; make a new bundle"

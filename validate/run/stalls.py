@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-COMPILE = "compile"
-"""Name of the part."""
+from .bundle import COMPILE
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
