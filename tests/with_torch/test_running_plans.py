@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_turns import HUNG, KILLED, LOST, NO_MEMORY
+from moesim.validate.layers.emulated import Link
 from moesim.validate.layers.spec import LayerSpec, Reaction
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, write_bundle
 from moesim.validate.run.execute import execute
@@ -157,6 +158,30 @@ def test_a_slow_link_is_slow(tmp_path):
     assert execute(fast) == {}
     times = [read_results(folder).trials["one"].seconds for folder in (slow, fast)]
     assert times[0] > 2 * times[1]
+
+
+def test_a_slow_link_may_be_emulated(tmp_path):
+    """32 rows of 2 KB, about, from each rank to the other take 32 ms at 2 MB/s, there and back."""
+    wide = replace(TINY, hidden=1024, intermediate=32)
+    setting = Setting(ranks=2, nodes=2, rate=2e6, link="emulated", latency=1e-3)
+    specs = {"one": wide, "pipelined": replace(wide, degree=2), "apart": replace(wide, ep=1)}
+    slow = bundle(tmp_path / "slow", specs, setting)
+    assert execute(slow) == {}
+    trials = read_results(slow).trials
+    assert trials["one"].seconds > 0.05
+    assert trials["pipelined"].seconds > 0.05
+    assert trials["apart"].seconds < 0.05
+
+
+def test_what_crosses_an_emulated_link_leaves_it_one_after_the_other():
+    """Two ranks a node, 100 B/s each node: 20 bytes to the other node are 0.4 s of this rank's half."""
+    link = Link(rate=100.0, latency=1.0, width=2, rank=1)
+    begun = time.perf_counter()
+    first = link.leave([5.0, 5.0, 10.0, 10.0], [0.0, 0.0, 0.0, 0.0])
+    second = link.leave([0.0] * 4, [5.0, 5.0, 20.0, 20.0])
+    assert first - begun == pytest.approx(1.4, abs=0.05)
+    assert second - first == pytest.approx(0.8, abs=1e-9)
+    assert Link(rate=1.0, latency=9.0, width=4).leave([7.0] * 4, [7.0] * 4) < begun + 1.0  # stays inside the node
 
 
 def test_a_bundle_that_nobody_predicted_is_not_run(tmp_path):

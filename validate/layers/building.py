@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .bodies import Block, Gate, Operator, Plain, Stream
 from .cache import CLAIRVOYANT, CachedExperts, Decisions
 from .capacity import Capacity
 from .clock import SILENT, Clock, timed
+from .emulated import Link
 from .experts import Experts, Matrices
 from .kernels import EAGER, Kernels, compiled
 from .lanes import Lanes, lanes_of
@@ -65,6 +66,7 @@ def build(
     *,
     history: History | None = None,
     scratch: Path | None = None,
+    link: Link | None = None,
 ) -> Layer:
     """Build a layer on this rank; all ranks of the group do so together, from one spec and seed.
 
@@ -74,6 +76,7 @@ def build(
     rank : this one's number in the group
     history : which of this rank's slots each step of a run will use, for caches that know the future or the whole past
     scratch : a folder on the disk where experts are kept; None: where temporary files go
+    link : between nodes, where a slow one is emulated; None: the network is what it is
 
     Raises
     ------
@@ -85,7 +88,7 @@ def build(
     lanes = lanes_of(spec, rank % spec.ep if spec.r is None else rank, device)
     weights, matrices = _matrices(site)
     cache = None if spec.cache is None else _cached(site, matrices, history, scratch)
-    travel = _travel(site, lanes)
+    travel = _travel(site, lanes, link)
     capacity = Capacity(spec=spec, lanes=lanes, travel=travel, device=device)
     routed = Routed(
         lanes=lanes,
@@ -130,17 +133,27 @@ def _site(spec: LayerSpec, group: Any, rank: int, device: torch.device, seed: in
     return _Site(spec=spec, members=members, group=group, rank=rank, device=device, seed=seed)
 
 
-def _travel(site: _Site, lanes: Lanes) -> Travel | None:
-    """Find the ranks that rows travel between; none where each computes its own."""
+def _travel(site: _Site, lanes: Lanes, link: Link | None) -> Travel | None:
+    """Find the ranks that rows travel between; none where each computes its own.
+
+    Raises
+    ------
+    InputError
+        The link is emulated, and the exchange has two phases.
+    """
     spec = site.spec
     if lanes.ranks == 1:
         return None
     first = site.rank - lanes.rank
     two = spec.alltoall == "two_dh"
+    if two and link is not None:
+        remedy = "use linear exchanges, or a system that lets users make network namespaces"
+        raise InputError("layer", [Fault(path="alltoall", problem="two_dh over an emulated link", remedy=remedy)])
     return Travel(
         group=site.part(first, lanes.ranks),
         ranks=lanes.ranks,
         levels=collectives.levels(lanes.ranks, spec.width, site.members[first]) if two else None,
+        link=None if link is None else replace(link, first=first, rank=lanes.rank),
         # On a CPU two phases are waited for at once: in a thread beside other work, gloo was seen to hang.
         beside=site.device.type == "cuda"
         and (spec.degree > 1 or spec.overlap != "none" or (spec.block is not None and spec.block.slot > 0)),

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .emulated import Link, Slowed, sleep_until
 from .manifest import Manifest
 from .pieces import collectives
 
@@ -26,12 +27,14 @@ class Travel:
     ranks : how many they are
     levels : groups of the two phases; None where every rank sends to all others
     beside : whether something is computed while rows travel
+    link : between nodes, where a slow one is emulated
     """
 
     group: Any
     ranks: int
     levels: collectives.Levels | None
     beside: bool
+    link: Link | None = None
     _helper: ThreadPoolExecutor | None = None
 
     def flight(self, manifest: Manifest, *, back: bool = False) -> collectives.Flight:
@@ -39,6 +42,8 @@ class Travel:
         given, taken = (manifest.taken, manifest.given) if back else (manifest.given, manifest.taken)
         even = manifest.even
         splits = (None, None) if even else (taken, given)
+        if self.link is not None:
+            return Slowed(taken=splits[0], given=splits[1], group=self.group, link=self.link)
         if self.levels is None:
             return collectives.Flight(taken=splits[0], given=splits[1], group=self.group)
         return _Phased(
@@ -50,6 +55,7 @@ class Travel:
         told = counts.view(self.ranks, -1)
         if self.levels is None:
             received = collectives.exchange_sizes(told, self.group)
+            self._late()
             return Manifest(sent=told.cpu().numpy(), received=received.cpu().numpy())
         width = self.levels.width
         by_place = told.unflatten(0, (-1, width)).transpose(0, 1).contiguous()
@@ -60,11 +66,19 @@ class Travel:
     def everyone(self, counts: Tensor) -> Int[np.ndarray, "source lane"]:
         """Tell all ranks how many rows each has for each expert."""
         gathered = collectives.all_gather(counts, self.ranks, self.group)
+        self._late()
         return np.asarray(gathered.view(self.ranks, -1).cpu().numpy())
 
     def largest(self, count: Tensor) -> int:
         """Agree on the largest of all ranks' counts."""
-        return int(collectives.all_reduce(count, self.group, largest=True))
+        most = int(collectives.all_reduce(count, self.group, largest=True))
+        self._late()
+        return most
+
+    def _late(self) -> None:
+        """Let a few numbers take the latency of a link that is emulated."""
+        if self.link is not None:
+            sleep_until(self.link.leave([0.0] * self.ranks, [0.0] * self.ranks))
 
     def close(self) -> None:
         """End the thread, if there is one."""

@@ -70,6 +70,7 @@ class Setting:
     nodes : how many network namespaces they are spread over; 1: they talk over the loopback
     rate : B/s of each node's link in one direction; 0: as fast as it is
     link : how the rate comes about: `kernel`, `emulated`, or `plain` where there is none
+    latency : s of an emulated link; a real one has its own
     graphed : whether layers of fixed shapes are captured as CUDA graphs and replayed
     """
 
@@ -78,6 +79,7 @@ class Setting:
     nodes: int = 1
     rate: float = 0.0
     link: str = "plain"
+    latency: float = 0.0
     graphed: bool = False
 
 

@@ -12,6 +12,7 @@ from moesim.cli.codes import BAD_INPUT, MET
 from moesim.ground.errors import Fault, InputError, MoesimError
 from moesim.plans.plan import Pool
 
+from . import links
 from .bundle import PREDICTIONS, RESULTS, digest
 from .choosing import MOST
 from .execute import EXECUTE, Tell
@@ -20,7 +21,7 @@ from .machines import AS_PROFILED, run_bundles
 from .page import page
 from .planning import Asked, measure, plan, write
 from .scores import Compared, compare, scored
-from .suite import Run, runs_of
+from .suite import Run, emulated, runs_of
 from .waiting import waiting_in
 
 HERE = Path(__file__).parents[1] / "cases" / "measured"
@@ -75,8 +76,11 @@ class Wanted:
 
     def asked(self, file: Path, one: Run) -> Asked:
         """Say what is asked of one run of a suite."""
+        setting = one.setting(self.device)
+        if setting.link == "kernel" and not self.predict_only and links.available():
+            setting = emulated(setting)
         return Asked(
-            setting=one.setting(self.device),
+            setting=setting,
             profile=self.profile or "generic/cpu",
             pools=pools_in(self.plans, file),
             most=self.most,

@@ -65,7 +65,8 @@ def execute(
             str(results), [Fault(path="", problem="was measured already", remedy="make a new bundle, or remove it")]
         )
     partial = folder / PARTIAL
-    with places(bundle.setting.nodes, bundle.setting.rate) as found:
+    real = bundle.setting.link == "kernel"
+    with places(bundle.setting.nodes if real else 1, bundle.setting.rate) as found:
         partial.unlink(missing_ok=True)
         _keep(partial, _header(folder, bundle))
         failed = _finished(folder, bundle, found, silence, tell, module)

@@ -39,6 +39,6 @@ def _cable(node: Node, setting: Setting) -> Tier:
         name=CABLE,
         ranks=setting.ranks,
         bandwidth=setting.rate,
-        latency=loopback.latency + SETTLING,
+        latency=loopback.latency + (setting.latency or SETTLING),
         sharers=setting.ranks // setting.nodes,
     )

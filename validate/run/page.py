@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .bundle import COMPILE, Setting
-from .scores import LARGE, Compared, Scored, Summary, scored, summary
+from .scores import LARGE, Compared, Scored, Summary, real, scored, summary
 from .waiting import waiting
 
 HEAD = """# Predicted and measured
@@ -22,7 +22,8 @@ prediction that lies beside it. [How to run this](../guides/run-plans.md), and
 A *pair* is two plans that differ in one axis. Its order counts where the measured ratio exceeds 1.10 and twice the
 noise floor, which is how far two runs of one plan lie apart in the same round. *No difference* is what predicting equal
 times for all plans would score. Pairs of a scenario share plans, so they are fewer facts than their number. Memory is
-the high-water of a rank's process, which holds the layers of all plans of its scenario at once.
+the high-water of a rank's process, which holds the layers of all plans of its scenario at once. Links are *plain* (the
+loopback), made slow by the *kernel*, or *emulated*, slow because ranks wait; the last are scored apart.
 """
 TARGETS = (
     ("step time, median error", "time_median_error", 0.0, 0.15),
@@ -73,8 +74,8 @@ def _about(some: Sequence[Compared]) -> Iterator[str]:
 
 
 def _scores(some: Sequence[Compared]) -> str:
-    """Write the scores of a machine: all links together, and each kind of link alone."""
-    by_link = {"all": list(some)}
+    """Write the scores of a machine: all real links together, and each kind of link alone."""
+    by_link = {"all real links": real(some)}
     for compared in some:
         by_link.setdefault(compared.bundle.setting.link, []).append(compared)
     if len(by_link) == 2:
@@ -98,8 +99,8 @@ def _scores(some: Sequence[Compared]) -> str:
 
 
 def _targets(some: Sequence[Compared]) -> str:
-    """Set scores beside what is to be reached."""
-    found = summary(some)
+    """Set scores beside what is to be reached; emulated links are left out."""
+    found = summary(real(some))
     rows = ["| what | to reach | reached | |", "|---|---|--:|---|"]
     for name, score, least, most in TARGETS:
         value = getattr(found, score)
@@ -217,7 +218,7 @@ def described(setting: Setting) -> str:
     ranks = f"{setting.ranks} rank{'s' * (setting.ranks > 1)} on {setting.device}"
     if setting.nodes == 1:
         return ranks
-    how = "by the kernel" if setting.link == "kernel" else setting.link
+    how = "by the kernel" if setting.link == "kernel" else f"by waiting ({setting.link})"
     return f"{ranks}, on {setting.nodes} nodes joined at {setting.rate / 1e6:.0f} MB/s {how}"
 
 

@@ -38,6 +38,11 @@ class Compared:
     floor: float
 
     @property
+    def emulated(self) -> bool:
+        """Whether its link was slow by waiting only."""
+        return self.bundle.setting.link == "emulated"
+
+    @property
     def finished(self) -> Mapping[str, Measured]:
         """Trials that were run to their end, the repeated one aside."""
         names = [trial.name for trial in self.bundle.trials if trial.name != self.bundle.repeated]
@@ -128,6 +133,11 @@ def compare(folder: Path) -> Compared:
         results=results,
         floor=_floor(bundle, results),
     )
+
+
+def real(some: Sequence[Compared]) -> list[Compared]:
+    """Leave out what was run over emulated links, which is scored apart."""
+    return [each for each in some if not each.emulated]
 
 
 def _floor(bundle: Bundle, results: Results) -> float:

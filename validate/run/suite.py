@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from moesim.ground.errors import Fault, InputError
 from moesim.ground.units import BytesPerSecond
 
 from .bundle import Setting
+
+LATENCY = 200e-6
+"""Seconds that an emulated link delays what crosses it: several times what a process takes to wake up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class Run:
     changes : of the scenario by dotted path, such as ``routing.cv``
     course : steps that plans with reacting policies are run for, in order; 0: draws by themselves
     rounds : how often all are run by turns
+    emulated : whether the link is slow by waiting rather than by the kernel's doing
     graphed : whether layers of fixed shapes are captured as CUDA graphs and replayed
     """
 
@@ -42,6 +46,7 @@ class Run:
     course: int = 0
     rounds: int = 10
     changes: Mapping[str, Any] = field(default_factory=dict)
+    emulated: bool = False
     graphed: bool = False
 
     def setting(self, device: str) -> Setting:
@@ -58,10 +63,15 @@ class Run:
             raise _refusal(
                 "link", f"{self.link:g} B/s between {self.nodes} nodes", "give 2 nodes and a link, or neither"
             )
-        how = "kernel" if self.nodes > 1 else "plain"
-        return Setting(
-            device=device, ranks=self.ranks, nodes=self.nodes, rate=self.link, link=how, graphed=self.graphed
-        )
+        plain = Setting(device=device, ranks=self.ranks, nodes=self.nodes, rate=self.link, graphed=self.graphed)
+        if self.nodes == 1:
+            return plain
+        return emulated(plain) if self.emulated else replace(plain, link="kernel")
+
+
+def emulated(setting: Setting) -> Setting:
+    """Let the link of a setting be slow by waiting."""
+    return replace(setting, link="emulated", latency=LATENCY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,10 @@ from torch import distributed as dist
 
 from moesim.ground.errors import MoesimError
 
-from .bundle import Bundle, Trial, read_bundle
+from .bundle import Bundle, Setting, Trial, read_bundle
 from .memory import Memory
 from .stalls import Stalls, compiling_anew
-from .wing import bench, building, clock, layer, ranks, spec
+from .wing import bench, building, clock, emulated, layer, ranks, spec
 
 WARM = 2
 """Steps of every draw before the first round."""
@@ -212,7 +212,7 @@ class Made:
         group = dist.group.WORLD if here.ranks > 1 else None
         history = _history(bundle.choices[trial.choices], asked, here.rank) if asked.cache else None
         self.layer: layer.Layer = building.build(
-            asked, group, here.rank, here.device, 0, history=history, scratch=here.scratch
+            asked, group, here.rank, here.device, 0, history=history, scratch=here.scratch, link=_link(bundle.setting)
         )
 
     @property
@@ -248,6 +248,13 @@ def _history(choices: np.ndarray[Any, Any], asked: spec.LayerSpec, rank: int) ->
     block = choices[:, rank // asked.ep * asked.ep :][:, : asked.ep, :, : asked.topk]
     used = [[bool((draw == expert).any()) for expert in asked.placement[first : first + local]] for draw in block]
     return np.array(used)
+
+
+def _link(setting: Setting) -> emulated.Link | None:
+    """Return the link of a rank where a slow one is emulated."""
+    if setting.link != "emulated":
+        return None
+    return emulated.Link(rate=setting.rate, latency=setting.latency, width=setting.ranks // setting.nodes)
 
 
 def _alone(device: torch.device) -> bench.Bench:

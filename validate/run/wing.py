@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from calibrate import fit, machine, measured, nodes, plain, ranks, raw, settings, spread, suite
     from calibrate.pieces import bench
-    from validate.layers import building, clock, layer, spec
+    from validate.layers import building, clock, emulated, layer, spec
 else:
     _root = __name__.rpartition("validate.run")[0]
     _HOMES = {
         **{name: f"{_root}calibrate.{name}" for name in ("fit", "machine", "measured", "nodes", "plain", "ranks")},
         **{name: f"{_root}calibrate.{name}" for name in ("raw", "settings", "spread", "suite")},
         "bench": f"{_root}calibrate.pieces.bench",
-        **{name: f"{_root}validate.layers.{name}" for name in ("building", "clock", "layer", "spec")},
+        **{name: f"{_root}validate.layers.{name}" for name in ("building", "clock", "emulated", "layer", "spec")},
     }
 
     def __getattr__(name: str) -> Any:
@@ -29,6 +29,7 @@ __all__ = [
     "bench",
     "building",
     "clock",
+    "emulated",
     "fit",
     "layer",
     "machine",
