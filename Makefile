@@ -5,7 +5,7 @@
 #   make test-torch  add the CPU build of torch to .venv and run the tests that need it
 #   make calibrate   measure this machine's CPU in under 5 minutes, with torch as above
 #   make gpu         measure a machine with a gpu and run plans on it, in 8 minutes: a python3 with torch and NumPy is all
-#   make validate    run plans as real layers on this machine and set predicted beside measured, in under 15 minutes
+#   make validate    run plans as real layers on this machine and write docs/accuracy/measured.md, in under 15 minutes
 #   make lint     ruff, mypy and the import floors
 #   make bench    the speed benchmarks, in CPU time
 #   make clean    remove what these made
@@ -49,10 +49,13 @@ GPU_PYTHON ?= python3
 gpu:
 	$(GPU_PYTHON) -m validate.run.bare --out $(OUT) $(if $(PART),--part $(PART)) $(if $(ONLY),--only $(ONLY))
 
-# To keep what comes out: OUT=validate/cases/measured MACHINE=its-name, and then `moesim validate report` writes the page.
-MACHINE ?= machine-$(shell date -u +%Y%m%d-%H%M)
+# A machine's results lie beside those that are committed, and all of them are on the page. MACHINE names the folder: stopped,
+# it goes on where it was under the same name; a plan that fails is on the page, too, and is the exit code in the end.
+MACHINE ?= machine-$(shell date -u +%Y%m%d)
+MEASURED := validate/cases/measured
 validate: $(VENV)/.torch
-	$(BIN)/moesim validate run validate/cases/measured/suite.yaml --out $(OUT)/$(MACHINE)
+	$(BIN)/moesim validate run $(MEASURED)/suite.yaml --out $(MEASURED)/$(MACHINE); ran=$$?; \
+	    $(BIN)/moesim validate report && exit $$ran
 
 plan: $(VENV)/.core
 	$(BIN)/moesim optimize examples/deepseek_v3_serving.yaml

@@ -21,6 +21,7 @@ class Case:
     seed: int = 5
     record: bool = False
     history: Any = None
+    emulated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +104,12 @@ def found(case: Case, rank: int) -> Found:
     import torch
     from moesim.validate.layers.building import build
     from moesim.validate.layers.clock import SILENT, Recorder
+    from moesim.validate.layers.emulated import Link
     from moesim.validate.layers.spec import from_json
 
     cpu = torch.device("cpu")
-    layer = build(from_json(case.spec), None, rank, cpu, case.seed, history=case.history)
+    link = Link(rate=1e7, latency=1e-3, width=1) if case.emulated else None
+    layer = build(from_json(case.spec), None, rank, cpu, case.seed, history=case.history, link=link)
     clock = Recorder(device=cpu) if case.record else SILENT
     outputs, misses, changes = [], [], []
     try:

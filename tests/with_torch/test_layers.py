@@ -113,7 +113,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
         yield group
 
 
-def hold(spec: LayerSpec, group: Ranks | None, kinds: tuple[str, ...] = ROUTINGS) -> None:
+def hold(spec: LayerSpec, group: Ranks | None, kinds: tuple[str, ...] = ROUTINGS, *, emulated: bool = False) -> None:
     """Hold a layer to the reference on all kinds of routing, one after another."""
     steps = [[routing_of(kind, spec, rank, n) for n, kind in enumerate(kinds)] for rank in range(spec.ranks)]
     for direction, chosen in (
@@ -124,7 +124,8 @@ def hold(spec: LayerSpec, group: Ranks | None, kinds: tuple[str, ...] = ROUTINGS
             continue  # forward passes only
         each = replace(spec, direction=direction)
         some = [own[chosen] for own in steps]
-        cases = [Case(spec=each.json(), steps=tuple(own), record=chosen == slice(0, 1)) for own in some]
+        record = chosen == slice(0, 1)
+        cases = [Case(spec=each.json(), steps=tuple(own), record=record, emulated=emulated) for own in some]
         answers = [found(cases[0], 0)] if group is None else group.run(cases)
         check(each, some, answers)
         assert all(answer.parts <= set(PARTS) for answer in answers)
@@ -181,6 +182,11 @@ TOGETHER = {
 @pytest.mark.parametrize("name", TOGETHER)
 def test_two_ranks(two: Ranks, name: str) -> None:
     hold(replace(SMALL, ranks=2, **TOGETHER[name]), two)
+
+
+@pytest.mark.parametrize("gating", ["dynamic", "static"])
+def test_two_ranks_over_an_emulated_link(two: Ranks, gating: str) -> None:
+    hold(replace(SMALL, ranks=2, ep=2, degree=2, gating=gating), two, emulated=True)
 
 
 FOUR = {

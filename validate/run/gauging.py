@@ -25,7 +25,8 @@ AWAY = (0.35, 0.7, 1.4, 2.8)
 """Tokens of the layers that are measured, over those of the plans that are compared; none has as many as these."""
 ROUNDS, DRAWS = 3, 2
 """How often each is run in a session, with how many batches."""
-
+COLD_ROUNDS = 7
+"""The same where a cold tier is read: a disk may stall for a tenth of a second in more than one round of three."""
 
 ANEW = 2.25
 """Capacity that a layer is compiled anew for, over the even one."""

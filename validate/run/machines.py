@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +16,10 @@ from moesim.schedules.ops import Copy
 from moesim.world.hardware import Hardware, Node, Tier
 from moesim.world.scenario import Scenario
 
+from . import execute
 from .bundle import Bundle, Choices, Setting, Trial, write_bundle
 from .course import Rebuild
-from .execute import EXECUTE
-from .gauging import RECOMPILE, ROUNDS, Gauge
+from .gauging import COLD_ROUNDS, RECOMPILE, ROUNDS, Gauge
 from .results import Measured, read_results
 from .tuning import LEVELS, Part, Point, cold, fitted, told, tuned
 
@@ -72,8 +70,17 @@ AS_PROFILED = Machines(nodes={})
 
 
 def run_bundles(*folders: Path) -> int:
-    """Run bundles in a process of their own, which needs no more than torch and NumPy; return its exit code."""
-    return subprocess.run([sys.executable, "-m", EXECUTE, *map(str, folders)], check=False).returncode
+    """Run bundles, whose ranks are processes of their own, and return the exit code.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        It was stopped, and so is what asked for it.
+    """
+    code = execute.main([str(folder) for folder in folders])
+    if code == execute.STOPPED:
+        raise KeyboardInterrupt
+    return code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +187,6 @@ def gauge_bundle(name: str, setting: Setting, layers: list[Layer], choices: Mapp
         pairs=(),
         pick=trials[0].name,
         repeated="",
-        rounds=ROUNDS,
+        rounds=COLD_ROUNDS if any(each.gauge.kind == "cache" for each in layers) else ROUNDS,
         choices=choices,
     )
