@@ -38,8 +38,8 @@ _MISSING = """
   of tiles would gain 0.2 (H100) to 1.1 (B200), for three times the work of every plan.
 - Latent decode on B200 rises and falls by 20 to 40 % between neighboring contexts.
 - Sums over a layer on the kept system are a little overconfident.
-- NCCL's all-to-all is priced by one straight line, without NCCL's protocols, and its tables hold isolated spikes of 16
-  to 18 us between neighbors of 7 us.
+- NCCL: tables hold isolated times of 16 to 18 us between neighbors of 7 us, scored like all others; between two of its
+  protocols times are flat where the form bends.
 - Devices carried over go by forms alone. Four points of its own make one worse than datasheet ratios alone: they are
   trusted too much.
 

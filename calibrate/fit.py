@@ -19,6 +19,7 @@ from moesim.ground.errors import MoesimError
 from moesim.ground.units import Source
 from moesim.schedules.costs.collectives import PROTOCOLS, ROUNDS
 from moesim.schedules.costs.fits import Machine, fit_of, fit_of_tier
+from moesim.schedules.costs.priors import NVLINKS, nccl_prior
 from moesim.world.hardware import Device, Fit, Tier
 
 from .asops import CLASSES, Term, price, terms_of
@@ -64,7 +65,9 @@ class Bench:
         return Machine(device=device, tiers={self.tier.name: self.tier} if self.tier else {})
 
     def prior(self, cases: Cases) -> Fit:
-        """Return the datasheet's fit of an operation."""
+        """Return the datasheet's fit of an operation; of an all-to-all between gpus on NVLink that of NCCL."""
+        if cases.operation == "all_to_all" and self.tier is not None and self.tier.name in NVLINKS:
+            return nccl_prior(self.tier)
         bare = replace(self.device, fits=MappingProxyType({}))
         if self.tier is not None:
             return fit_of_tier(bare, cases.operation, self.tier)

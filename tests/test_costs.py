@@ -29,7 +29,7 @@ from moesim.schedules.costs.attention import needs_of
 from moesim.schedules.costs.fits import fit_of, fit_of_tier
 from moesim.schedules.costs.forms import floor, form_of
 from moesim.schedules.costs.kernels import norm, warm_traffic
-from moesim.schedules.costs.priors import PARAMETERS, host_prior
+from moesim.schedules.costs.priors import PARAMETERS, host_prior, nccl_prior
 from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Gemm, Grouped, Hosted, Reduce, Send
 from moesim.world.attention import Gqa, Mla, Unmodelled, Window
 from moesim.world.hardware import network
@@ -41,6 +41,10 @@ ROUNDING = 1e-12
 H100 = node("nvidia/hgx-h100")
 COOL = with_fits(H200, {"gemm": fit("gemm", throttle=0.0), "grouped_gemm": fit("grouped_gemm", throttle=0.0)})
 COLD = with_fits(H200, {"gemm": fit("gemm", cache=0.0)})
+NCCL = with_fits(
+    H200, {f"all_to_all/{tier.name}": nccl_prior(tier) for tier in (*H200.tiers, *FABRIC) if tier.ranks > 1}
+)
+NCCL_ALONE = with_fits(PLAIN, {**PLAIN.device.fits, **NCCL.device.fits})
 GROWING = {
     Gemm: ("m",),
     Grouped: ("rows",),
@@ -55,7 +59,7 @@ GROWING = {
 
 
 @settings(max_examples=400)
-@given(ops, st.sampled_from([H200, IDEAL, STARVED, *map(node, NODES[:4])]))  # those with a tier called nvlink
+@given(ops, st.sampled_from([H200, NCCL, IDEAL, STARVED, *map(node, NODES[:4])]))  # those with a tier called nvlink
 def test_a_floor_never_exceeds_its_time(op, base):
     assert np.all(floor(op, machine(base)) <= time(op, base) * (1 + ROUNDING))
 
@@ -76,7 +80,7 @@ def test_where_nothing_is_lost_the_floor_is_reached(op):
 
 
 @settings(max_examples=300)
-@given(ops, st.floats(1.0001, 50), st.integers(0, 2), st.booleans(), st.sampled_from([H200, IDEAL, STARVED]))
+@given(ops, st.floats(1.0001, 50), st.integers(0, 2), st.booleans(), st.sampled_from([H200, NCCL, IDEAL, STARVED]))
 def test_costs_never_fall_when_rows_or_bytes_grow(op, factor, which, alone, base):
     names = GROWING.get(type(op), ())
     chosen = names if not alone else names[which % len(names) : which % len(names) + 1] if names else ()
@@ -92,7 +96,7 @@ def test_one_more_row_for_one_expert_is_never_cheaper(op, slot, more):
 
 
 @settings(max_examples=500)
-@given(ops, st.integers(1, 9), st.sampled_from([PLAIN, IDEAL, STARVED]))
+@given(ops, st.integers(1, 9), st.sampled_from([PLAIN, NCCL_ALONE, IDEAL, STARVED]))
 def test_splitting_never_lowers_the_total_time(op, parts, base):
     total = sum(time(part, base) for part in op.split(parts))
     assert np.all(total >= time(op, base) * (1 - ROUNDING))
@@ -356,6 +360,17 @@ def test_a_low_latency_all_to_all_on_nvlink_is_near_the_measured_one(tokens, mic
     moved = np.array([[tokens * 8 * (7168 + 224) * 7 / 8]])
     op = AllToAll(tiers=("nvlink",), sent=moved, received=moved, messages=np.array([[7.0]]))
     assert time(op, H200)[0] == pytest.approx(microseconds * 1e-6, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "elements", "microseconds"),
+    [(2, 512, 6.6), (2, 32768, 12.0), (4, 65536, 12.5), (8, 2**19, 15.6), (8, 2**25, 221.3), (2, 2**28, 958.9)],
+)
+def test_nccl_s_all_to_all_changes_its_protocol_with_the_size(ranks, elements, microseconds):
+    """NCCL 2.29.2 on H100, half precision (aiconfigurator 0.12.0); unfitted, from what is expected of NCCL anywhere."""
+    moved = np.array([[2.0 * elements * (ranks - 1) / ranks]])
+    op = AllToAll(tiers=("nvlink",), sent=moved, received=moved, messages=np.array([[ranks - 1.0]]))
+    assert time(op, NCCL)[0] == pytest.approx(microseconds * 1e-6, rel=0.35)
 
 
 def test_an_all_reduce_of_64_mb_has_a_plausible_bus_bandwidth():

@@ -30,37 +30,55 @@ RING = 8
 def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tiers: Sequence[Tier]) -> Time:
     """An all-to-all ends on a rank when its busiest tier has moved all it sends and receives.
 
-    max over tiers of (launch + latency + messages x per_message + moved / (efficiency x bandwidth))
+    max over tiers of softmin(simple, ll), with moved / messages the part of a peer and
+
+    simple = launch + latency + messages x per_message + copy x part + moved / (efficiency x bandwidth)
+    ll     = ll_launch + latency + messages x per_message + ll_copy x part + moved / (ll_efficiency x bandwidth)
 
     The node's own tiers and the network move bytes side by side, and both directions of a link at once, so `moved` is
     the larger of sent and received. What goes further than one tier of the network has crossed it (`carried`), so each
     of them counts what leaves by the same card. A tier without messages has nothing to start; a rank without any still
-    takes the launch of the innermost tier.
+    takes the launch of the innermost tier. `ll`, NCCL's protocol for small parts, one thread block a peer, is left out
+    where its efficiency is 0: on machines whose collectives nobody has measured, and for kernels that are not NCCL's.
 
-    Functional form of docs/background/evidence.md, section 5 (DeepEP; FasterMoE's bottleneck rank, PPoPP 2022).
+    Functional form of docs/background/evidence.md, sections 4, 5 and 10 (NCCL; DeepEP; FasterMoE's bottleneck rank,
+    PPoPP 2022).
 
     Parameters
     ----------
     moved, messages : per tier, bytes and messages that each rank has on it, those on their way further out included
-    params : per tier, launch (s), latency (s), per_message (s), efficiency
+    params : per tier, launch and ll_launch (s), latency (s), per_message (s), copy and ll_copy (s per byte),
+        efficiency and ll_efficiency
     tiers : the tiers
 
     Examples
     --------
     >>> tier = Tier(name="nvlink", ranks=8, bandwidth=10.0, latency=0.0)
-    >>> fit = {"launch": 1.0, "latency": 0.5, "per_message": 0.25, "efficiency": 0.5}
+    >>> fit = {"launch": 1.0, "latency": 0.5, "per_message": 0.25, "copy": 0.0, "efficiency": 0.5, "ll_efficiency": 0.0}
     >>> all_to_all(np.array([[20.0, 10.0]]), np.array([[2.0]]), params=[fit], tiers=[tier])
     array([6., 4.])
     """
     slowest = None
     for i, (fit, tier) in enumerate(zip(params, tiers, strict=True)):
-        start = (messages[i] > 0) * (fit["launch"] + fit["latency"]) + messages[i] * fit["per_message"]
-        if slowest is None:
-            start = np.maximum(start, fit["launch"])
-        time = moved[i] / (fit["efficiency"] * tier.bandwidth)
-        time = np.add(time, start, out=fitting(time, start))
+        time = _crossing(moved[i], messages[i], fit["launch"] if slowest is None else 0.0, fit, tier)
         slowest = time if slowest is None else np.maximum(slowest, time, out=fitting(slowest, time))
     return np.asarray(slowest)
+
+
+def _crossing(moved: Size, messages: Size, least: float, fit: Params, tier: Tier) -> Time:
+    """Time on one tier, of which a rank without messages still takes `least`."""
+    start = (messages > 0) * (fit["launch"] + fit["latency"]) + messages * fit["per_message"]
+    start = np.maximum(start, least)
+    time = moved / (fit["efficiency"] * tier.bandwidth)
+    time = np.add(time, start, out=fitting(time, start))
+    if not (fit["copy"] or fit["ll_efficiency"]):
+        return time
+    part = moved / np.maximum(messages, 1.0)
+    time = time + part * fit["copy"]
+    if not fit["ll_efficiency"]:
+        return np.asarray(time)
+    quick = start + (fit["ll_launch"] - fit["launch"]) * (start > 0)
+    return softest([time, quick + part * fit["ll_copy"] + moved / (fit["ll_efficiency"] * tier.bandwidth)])
 
 
 def carried(size: ByTier, networked: Sequence[bool]) -> ByTier:
@@ -88,16 +106,37 @@ def carried(size: ByTier, networked: Sequence[bool]) -> ByTier:
 def all_to_all_loads(
     sent: ByTier, received: ByTier, *, params: Sequence[Params], tiers: Sequence[Tier]
 ) -> tuple[Time, ...]:
-    """At least so long is each direction of each tier busy: bytes / (efficiency x bandwidth).
+    """At least so long is each direction of each tier busy: bytes / `all_to_all_rate`.
+
+    A soft minimum of times of at least bytes / rate each is at least bytes times that of 1 / rate, so this never
+    exceeds `all_to_all`.
 
     Examples
     --------
     >>> tier = Tier(name="nvlink", ranks=8, bandwidth=10.0, latency=0.0)
-    >>> all_to_all_loads(np.array([[5.0]]), np.array([[20.0]]), params=[{"efficiency": 0.5}], tiers=[tier])
+    >>> fit = {"efficiency": 0.5, "ll_efficiency": 0.0}
+    >>> all_to_all_loads(np.array([[5.0]]), np.array([[20.0]]), params=[fit], tiers=[tier])
     (array([1.]), array([4.]))
     """
-    rates = [fit["efficiency"] * tier.bandwidth for fit, tier in zip(params, tiers, strict=True)]
+    rates = [all_to_all_rate(fit, tier) for fit, tier in zip(params, tiers, strict=True)]
     return tuple(side[i] / rate for i, rate in enumerate(rates) for side in (sent, received))
+
+
+def all_to_all_rate(params: Params, tier: Tier) -> BytesPerSecond:
+    """Bytes per second that an all-to-all puts on a tier at most: its protocols' rates, softly joined like their times.
+
+    Examples
+    --------
+    >>> tier = Tier(name="nvlink", ranks=8, bandwidth=10.0, latency=0.0)
+    >>> all_to_all_rate({"efficiency": 0.5, "ll_efficiency": 0.5}, tier) > 5.0
+    True
+    """
+    return _softest_rate([params["efficiency"], params["ll_efficiency"]], tier)
+
+
+def _softest_rate(efficiencies: Sequence[float], tier: Tier) -> BytesPerSecond:
+    slowness = [np.array([1 / (share * tier.bandwidth)]) for share in efficiencies if share]
+    return float(1 / softest(slowness)[0])
 
 
 def wire_bytes(size: Size, ranks: Size, form: str) -> Time:
@@ -197,8 +236,7 @@ def reduce_rate(params: Params, tier: Tier) -> BytesPerSecond:
     >>> reduce_rate({"ll_efficiency": 1e-9, "ll128_efficiency": 1e-9, "simple_efficiency": 0.5}, tier)
     5.0
     """
-    slowness = [np.array([1 / (params[f"{name}_efficiency"] * tier.bandwidth)]) for name in PROTOCOLS]
-    return float(1 / softest(slowness)[0])
+    return _softest_rate([params[f"{name}_efficiency"] for name in PROTOCOLS], tier)
 
 
 def send(size: Size, *, params: Params, tier: Tier) -> Time:

@@ -15,6 +15,7 @@ from moesim.schedules.costs.collectives import (
     ROUNDS,
     all_to_all,
     all_to_all_loads,
+    all_to_all_rate,
     carried,
     reduce,
     reduce_loads,
@@ -328,9 +329,9 @@ def capacity(tier: Tier, machine: Machine) -> float:
         return tier.bandwidth
     if tier.name in MEMORY_TIERS:
         return machine.transfer("copy", tier.name).params["efficiency"] * tier.bandwidth
-    reached = max(machine.transfer(operation, tier.name).params["efficiency"] for operation in ("all_to_all", "send"))
-    reduced = max(reduce_rate(machine.transfer(form, tier.name).params, tier) for form in ROUNDS)
-    return max(reached * tier.bandwidth, reduced)
+    sent = machine.transfer("send", tier.name).params["efficiency"] * tier.bandwidth
+    exchanged = all_to_all_rate(machine.transfer("all_to_all", tier.name).params, tier)
+    return max(sent, exchanged, *(reduce_rate(machine.transfer(form, tier.name).params, tier) for form in ROUNDS))
 
 
 FORMS: Mapping[type[Op], Form] = MappingProxyType(

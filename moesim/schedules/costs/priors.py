@@ -8,6 +8,7 @@ of docs/background/evidence.md, mostly values fitted to published aiconfigurator
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from moesim.ground.errors import MoesimError
@@ -75,7 +76,10 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "elementwise": ("launch", "bandwidth"),
         "host": ("call",),
-        "all_to_all": ("launch", "latency", "per_message", "efficiency"),
+        "all_to_all": (
+            *("launch", "latency", "per_message", "copy", "efficiency"),
+            *("ll_launch", "ll_copy", "ll_efficiency"),
+        ),
         "reduce": (
             *(f"{protocol}_{what}" for protocol in PROTOCOLS for what in ("launch", "efficiency")),
             "latency",
@@ -97,7 +101,7 @@ _REACHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "network": MappingProxyType({"all_to_all": 0.92, "reduce": 0.92, "send": 0.92}),
     }
 )
-_NVLINKS = ("nvlink", "nvswitch", "xgmi")
+NVLINKS = ("nvlink", "nvswitch", "xgmi")
 PINNED = 0.80  # section 9: pinned host copies reach 0.75-0.85 of PCIe
 LL_SHARE = 0.40  # NCCL, graph/tuning.cc: llMaxBws, 141 GB/s on one Hopper node, of the 355 of Simple
 LL128_SHARE = 0.92  # 120 of 128 bytes are payload (NCCL), and 2 % less for its flags' polling (assumed)
@@ -106,6 +110,7 @@ LL128_LAUNCH = 7e-6  # assumed, between the two
 SIMPLE_LAUNCH = 12e-6  # section 9: 6-16 us for a collective on NVLink
 RING_HOP = 0.85e-6  # section 4: per hop of a ring on NVLink
 RING_COPY = 1.2e-12  # section 4: 1.2 ns per KB of local copy
+LL_COPY = 1.5e-10  # section 10: 6 GB/s to each peer on Hopper, 5 on Blackwell
 ALL_TO_ALL_LAUNCH = 11e-6  # section 5: 11-15 us inside a node
 PER_MESSAGE = 0.1e-6  # assumed, after DeepEP's published EP16 to EP256: about 20 us for 240 more peers
 SEND_LAUNCH = 5e-6  # assumed, as LL
@@ -176,6 +181,8 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
 def tier_prior(operation: str, tier: Tier) -> Fit:
     """Derive the fit of a transfer from a tier's bandwidth and latency.
 
+    An all-to-all is expected without NCCL's protocols: its launch is that of kernels made for it (DeepEP).
+
     Parameters
     ----------
     operation : all_to_all, reduce, send or copy
@@ -201,8 +208,23 @@ def tier_prior(operation: str, tier: Tier) -> Fit:
         "simple_efficiency": reached,
         "copy": RING_COPY,
     }
+    if operation == "all_to_all":
+        params |= dict.fromkeys(("copy", "ll_launch", "ll_copy", "ll_efficiency"), 0.0)
     # Section 6: NCCL 26.9 %; copies assumed.
     return _derived(operation, params, 0.15 if copying else 0.24, tier.name)
+
+
+def nccl_prior(tier: Tier) -> Fit:
+    """Derive the fit of NCCL's own all-to-all on a tier, from which it is fitted: both protocols, and the local copy.
+
+    Returns
+    -------
+    a fit of source kind ``derived`` with an empty box
+    """
+    plain, protocols = tier_prior("all_to_all", tier), tier_prior("reduce", tier).params
+    shared = {name: protocols[name] for name in ("copy", "ll_launch", "ll_efficiency")}
+    own = {"ll_copy": LL_COPY, "launch": SIMPLE_LAUNCH}
+    return replace(plain, params=MappingProxyType({**plain.params, **shared, **own}))
 
 
 def host_prior(node: Node) -> Fit:
@@ -221,7 +243,7 @@ def host_prior(node: Node) -> Fit:
 
 
 def _family(tier: Tier) -> str:
-    if tier.name in _NVLINKS:
+    if tier.name in NVLINKS:
         return "nvlink"
     return "pcie" if tier.name == "pcie" else "network"
 
