@@ -347,7 +347,7 @@ class TestFiles:
         cut = Policy(name="pipeline", settings={"degree": 8})
         found = moesim.estimate(world(), plan(gating=Policy(name="static"), overlap=cut, batching=few))
         assert not found.verdict.fits
-        assert found.verdict.why == "pipeline cuts a capacity of 4 rows into 8 chunks; give at most 4"
+        assert found.verdict.why == "pipeline cuts a capacity of 4 rows into 8 chunks; give a degree of at most 4"
 
     def test_more_slots_than_experts_are_refused_by_field(self):
         message = r"pools.0.policies.buffering: .* resident = 17 slots of the 1 experts .*; give 1 to 1"

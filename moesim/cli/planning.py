@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moesim.cli.codes import MET, MISSED
+from moesim.ground.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from moesim.files.journal import Journal
     from moesim.search.resuming import Arrays
@@ -36,13 +38,29 @@ def optimize(
     json
         Print JSON for a pipe instead of tables.
     """
-    from moesim.cli.runs import journal_of, keep, run_folder
     from moesim.files.yaml import load_study
+
+    study = load_study(scenario)
+    with _sections_of(scenario):
+        return _optimized(study, out, seed, resume, json)
+
+
+@contextmanager
+def _sections_of(scenario: Path) -> Iterator[None]:
+    """Name the file whose section is at fault."""
+    try:
+        yield
+    except PlanError as flaw:
+        raise flaw.within(str(scenario)) from None
+
+
+def _optimized(study: Study, out: Path | None, seed: int, resume: bool, json: bool) -> int:
+    """Search, keep and show."""
+    from moesim.cli.runs import journal_of, keep, run_folder
     from moesim.search.optimization import optimize as search
     from moesim.views.progress import bar
     from moesim.views.ranking import ranking_json, show_ranking
 
-    study = load_study(scenario)
     folder = run_folder(study, out)
     journal = journal_of(folder, study, seed)
     kept = journal.read() if resume else []

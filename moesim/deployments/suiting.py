@@ -1,15 +1,20 @@
-"""Which reacting policies go with the rest of a pool."""
+"""Which policies go with the rest of a pool: reacting ones, and chunks of a capacity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
+from moesim.deployments.operation import Passes, operation
 from moesim.ground.errors import PolicyError
+from moesim.passes.table import table_of
 from moesim.plans.layout import NO_LIMIT
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
+from moesim.policies.overlap.pipeline import Pipeline
 from moesim.policies.parallelism import ALGORITHMS, check_r
-from moesim.policies.protocols import Gating
+from moesim.policies.protocols import Gating, Shortcut
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Training
 
@@ -52,6 +57,29 @@ def _unmet(name: str, pool: Pool, scenario: Scenario) -> Iterator[tuple[str, str
         yield "`dynamoe` cuts capacities, and this gating has none", "use `gating: {name: static, factor: 4}`"
     if name == "caching" and not isinstance(scenario.workload, Training):
         yield "`caching` reads the assignments of an epoch before, and serving has no epochs", "use it in training"
+
+
+def chunk_fault(pool: Pool, scenario: Scenario) -> str:
+    """Say why a pool's smallest pass has too few rows for its chunks, and a remedy; "" where it has enough."""
+    overlap = make("overlap", pool.policy("overlap"))
+    if not isinstance(overlap, Pipeline) or not scenario.model.moe_layers or pool.parallel.ranks < 1:
+        return ""
+    table = table_of([pool])
+    point = operation(scenario.workload, table)
+    kinds = [kind for kind, share in ((True, point.carrying[0]), (False, 1 - point.carrying[0])) if share > 0]
+    passes = [Passes(table=table, point=point, carrying=np.array([kind])) for kind in kinds]
+    tokens = min(float(each.batch(scenario.workload, 1.0).tokens.flat[0]) for each in passes)
+    return overlap.fault(_capacity(pool, scenario, max(1, round(tokens))))
+
+
+def _capacity(pool: Pool, scenario: Scenario, tokens: int) -> int:
+    """Rows of an expert on a source rank, in the layer that has most of them."""
+    model = scenario.model
+    gating: Gating = make("gating", pool.policy("gating"))
+    shortcut: Shortcut = make("shortcut", pool.policy("shortcut"))
+    moe = shortcut.mixture(model.moe(model.moe_layers[0]))
+    seen = {model.layers[layer].tokens for layer in model.moe_layers}
+    return max(gating.capacity(max(1, round(tokens * share)), moe.experts, moe.topk) for share in seen)
 
 
 def degree_fault(pool: Pool, scenario: Scenario) -> str:

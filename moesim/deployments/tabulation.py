@@ -201,4 +201,7 @@ def _lowered(scenario: Scenario, pool: Pool, arrangements: Arrangements, passes:
     homes = [[float(kind[index]) * each.home / halves for kind in seen] for index, each in enumerate(passes)]
     routed = [[arrangements.routed(pool, home, half) for home in homes] for half in range(halves)]
     layouts = [arrangements.layout(pool, each.home / halves) for each in passes]
-    return lower(scenario, [pool] * len(passes), stage, layouts, [batch] * halves, routed, arrangements.sized)
+    most = max(
+        layouts, key=lambda each: int(each.capacity.max(initial=0))
+    )  # knots below a pool's own passes are cut alike
+    return lower(scenario, [pool] * len(passes), stage, layouts, [batch] * halves, routed, arrangements.sized, cut=most)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from types import MappingProxyType
 
-from moesim.deployments.suiting import degree_fault, unsuited
+from moesim.deployments.suiting import chunk_fault, degree_fault, unsuited
 from moesim.deployments.training import unpiped
 from moesim.files.checked import Readers, Rules, check, count, gather, refuse, shown
 from moesim.files.policies import policy_tree, read_policy
@@ -169,10 +169,13 @@ def _pool_faults(pool: Pool, scenario: Scenario) -> Findings:
         problem = f"speculates {batching.speculated} tokens, but {scenario.model.name} has no drafting modules (mtp)"
         yield "policies.batching", problem, "set speculated to 0"
     yield from (("adaptation", *flaw) for flaw in unsuited(pool, scenario))
-    wrong = degree_fault(pool, scenario)
-    if wrong:
+    for path, wrong in (
+        ("parallel.etp", degree_fault(pool, scenario)),
+        ("policies.overlap", chunk_fault(pool, scenario)),
+    ):
         problem, _, remedy = wrong.partition("; ")
-        yield "parallel.etp", problem, remedy or "choose another etp"
+        if problem:
+            yield path, problem, remedy
     yield from (_training_faults if isinstance(scenario.workload, Training) else _serving_faults)(pool, scenario)
 
 

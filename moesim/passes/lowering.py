@@ -212,6 +212,8 @@ def lower(
     batches: Sequence[Batch],
     routed: Sequence[Sequence[Routed]],
     sized: Sized | None = None,
+    *,
+    cut: Layout | None = None,
 ) -> Lowering:
     """Lower one pass of one pipeline stage for plans of one structure.
 
@@ -233,6 +235,8 @@ def lower(
         otherwise every rank is a row.
     sized : dict, optional
         MoE layers sized by earlier calls with the same layouts and draws, to be shared and added to.
+    cut : Layout, optional
+        What overlap policies go by; the layout with the fewest rows where left out, so that no pass has empty chunks.
 
     Returns
     -------
@@ -264,7 +268,7 @@ def lower(
             stage,
             batch,
             count=np.stack([class_counts(p.ep * p.etp) * p.edp for p in degrees])[:, None],
-            layout=min(layouts, key=lambda each: int(each.capacity.max(initial=0))),  # what is cut least
+            layout=cut or min(layouts, key=lambda each: int(each.capacity.max(initial=0))),
             missing=column([layout.missing for layout in layouts]),
             mixtures=partial(_drawn_mixture, pools, folded, layouts, drawn, topology, known),
             cells=drawn[0].counts.shape[1],

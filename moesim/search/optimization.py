@@ -69,7 +69,9 @@ def optimize(
     found = enumerate_pools(scenario, space or Space(axes={}))
     if not len(found.table):
         left_out = "".join(f"; {count:,} left out: {reason}" for reason, count in found.invalid.items())
-        remedy = "degrees must divide GPUs, experts, heads and layers; an axis left out is tried in full"
+        remedy = "change what they name"
+        if not found.invalid:
+            remedy = "degrees must divide GPUs, experts, heads and layers; an axis left out is tried in full"
         raise PlanError("space", [Fault(path="", problem=f"holds no valid layout{left_out}", remedy=remedy)])
     estimator = estimator_of(scenario, found.table, seed=seed)
     search = Search(

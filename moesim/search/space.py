@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from moesim.deployments.following import horizon
-from moesim.deployments.suiting import turns, unsuited
+from moesim.deployments.suiting import chunk_fault, turns, unsuited
 from moesim.deployments.training import unpiped
 from moesim.ground.errors import Fault, PlanError, PolicyError, nearest
 from moesim.passes.table import COUNTED, DEGREES, PoolTable
@@ -95,7 +95,8 @@ def enumerate_pools(scenario: Scenario, space: Space) -> Enumerated:
             valid = _valid(like, degrees, offer.node, scenario, refused, len(batches))
             rows = degrees.rows[:, valid]
             if rows.size and len(batches):
-                columns.append(_stepping(scenario, like, _crossed(len(variants), rows, batches), refused))
+                crossed = _stepping(scenario, like, _crossed(len(variants), rows, batches), refused)
+                columns.append(_cut(scenario, like, crossed, refused))
                 variants.append(like)
     table = np.concatenate(columns, axis=1) if columns else np.zeros((1 + len(COUNTED), 0), np.int64)
     counts = MappingProxyType(dict(zip(COUNTED, table[1:], strict=True)))
@@ -216,10 +217,12 @@ def _senseless(
         return
     if turns(like):
         ranks = degrees["dp"] * degrees["tp"] * degrees["cp"]
-        yield "there is no r (etp) beyond ranks / experts", degrees["etp"] > np.maximum(ranks // experts, 1)
+        most = np.maximum(ranks // experts, 1)
+        problem = f"`parallel.etp` is r, of which {experts} experts have 0 and 1 to ranks / {experts}"
+        yield f"{problem}: give at most {most.max(initial=1)}", degrees["etp"] > most
     alone = any(policy.name == "rebalance" for policy in like.adaptation)
     yield "one rank has all experts, and nothing to rebalance", (degrees["ep"] == 1) & alone
-    yield "more expert slots resident than a rank has", _overfull(like, degrees["ep"], experts)
+    yield _too_many_resident(like, degrees["ep"], experts), _overfull(like, degrees["ep"], experts)
     idle = like.policy("prefetch").name != "none" and like.policy("buffering").name == "resident"
     yield "nothing to prefetch where all experts are resident", np.full(block.shape, idle)
     if policy.replicated:
@@ -244,6 +247,15 @@ def _unsuited(like: Pool, scenario: Scenario) -> Iterator[str]:
 def _experts(model: Model) -> int:
     """Count the experts of a model's mixtures; 0 where it has none."""
     return model.moe(model.moe_layers[0]).experts if model.moe_layers else 0
+
+
+def _too_many_resident(like: Pool, ep: Int[np.ndarray, "degree"], experts: int) -> str:
+    """Say that a buffering policy wants more slots resident than ranks have, and how many they have."""
+    placement: Placement = make("placement", like.policy("placement"))
+    most = max((placement.slots(experts, ranks) // ranks for ranks in np.unique(ep).tolist()), default=1)
+    policy = like.policy("buffering")
+    wanted = policy.settings.get("resident", 1)
+    return f"`buffering: {policy.name}` keeps {wanted} slots resident, more than a rank has: give at most {most}"
 
 
 def _overfull(like: Pool, ep: Int[np.ndarray, "degree"], experts: int) -> Bool[np.ndarray, "degree"]:
@@ -276,11 +288,7 @@ def _stepping(
     """Leave out plans whose microbatches do not make up a training step, or do not suit their pipeline."""
     if not isinstance(scenario.workload, Training):
         return rows
-    table = PoolTable(
-        variants=(like,),
-        variant=np.zeros(rows.shape[1], np.int64),
-        counts=MappingProxyType(dict(zip(COUNTED, rows[1:], strict=True))),
-    )
+    table = _alone(like, rows)
 
     def wrong(pool: Pool, pp: int, dp: int, microbatch: int) -> float:
         sized = replace(pool, parallel=Parallel(pp=pp, dp=dp), microbatch=microbatch)
@@ -290,6 +298,24 @@ def _stepping(
     if bad.any():
         refused["microbatches do not divide a step's sequences, or do not suit the pipeline"] += int(bad.sum())
     return np.asarray(rows[:, ~bad])
+
+
+def _cut(
+    scenario: Scenario, like: Pool, rows: Int[np.ndarray, "column plan"], refused: Counter[str]
+) -> Int[np.ndarray, "column plan"]:
+    """Leave out plans whose smallest pass has too few rows for the chunks that they are cut into."""
+    if like.policy("overlap").name != "pipeline" or like.policy("gating").name == "dynamic":
+        return rows
+    table = _alone(like, rows)
+    faults = [chunk_fault(pool, scenario) for pool in table.pools()]
+    refused.update(f"`overlap: pipeline` {fault}" for fault in faults if fault)
+    return np.asarray(rows[:, [not fault for fault in faults]])
+
+
+def _alone(like: Pool, rows: Int[np.ndarray, "column plan"]) -> PoolTable:
+    """Make a table of one variant's rows."""
+    counts = MappingProxyType(dict(zip(COUNTED, rows[1:], strict=True)))
+    return PoolTable(variants=(like,), variant=np.zeros(rows.shape[1], np.int64), counts=counts)
 
 
 def roles_wanted(space: Space, workload: Serving | Training) -> tuple[str, ...]:

@@ -83,6 +83,8 @@ def show_details(out: Console, result: Result, title: str) -> None:
     """Print a result's verdict, headline numbers, breakdown and memory."""
     out.print(f"[bold]{title}[/bold]: {result.verdict.why}; bound by {result.verdict.binding}")
     for name, value in result.summary.items():
+        if math.isnan(value.mid):
+            continue  # of a plan that cannot run
         metric = METRICS[name]
         out.print(f"  {name:18} {summary_cell(value.mid, metric.unit):>16}  {band(value):24}  {metric.meaning}")
     out.print(f"  {'source':18} {result.source:>16}   the weakest kind of source these numbers rest on")

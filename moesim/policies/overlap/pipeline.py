@@ -52,12 +52,17 @@ class Pipeline:
         PolicyError
             Every degree is above the capacity, so that chunks would be empty.
         """
-        most = int(layout.capacity.max(initial=0)) or NO_LIMIT
-        if min(self.degrees) > most:
-            raise PolicyError(
-                f"pipeline cuts a capacity of {most} rows into {min(self.degrees)} chunks; give at most {most}"
-            )
+        fault = self.fault(int(layout.capacity.max(initial=0)) or NO_LIMIT)
+        if fault:
+            raise PolicyError(f"pipeline {fault}")
         return tuple(chunked(block, degree) for degree in self.degrees)
+
+    def fault(self, rows: int) -> str:
+        """Say why a capacity of so many rows cannot be cut, and a remedy; nothing where it can."""
+        degree = min(self.degrees)
+        if degree <= rows:
+            return ""
+        return f"cuts a capacity of {rows} rows into {degree} chunks; give a degree of at most {rows}"
 
     def whole(self, halves: tuple[Schedule, ...]) -> Schedule:
         """Return the only sub-batch."""
