@@ -191,13 +191,14 @@ def walk(
     seconds, stalls = np.zeros(trace.steps), np.zeros(trace.steps)
     changes: list[tuple[int, Change]] = []
     coming: tuple[Seconds, Layout] | None = None
+    rows, happened = trace.rows.tolist(), list(zip(trace.counts, trace.most, trace.agreement.tolist(), strict=True))
     for step in range(trace.steps):
         if coming is not None and coming[0] <= 0:
             layout, coming = coming[1], None
         if step >= lag and coming is None:
             for number, policy in enumerate(policies):
                 tried: list[Seconds] = []
-                seen = _seen(trace, step - lag, layout, prices, tried)
+                seen = _seen(happened[rows[step - lag]], step - lag, layout, prices, tried)
                 states[number], change = policy(states[number], seen, rng)
                 stalls[step] += paid.trials * sum(tried)
                 if change is None:
@@ -214,7 +215,11 @@ def walk(
     return Walk(seconds=seconds, stalls=stalls, changes=tuple(changes), state=states)
 
 
-def _seen(trace: Trace, step: int, layout: Layout, prices: Prices, tried: list[Seconds]) -> Seen:
+Happened = tuple[Int[np.ndarray, "layer expert"], Int[np.ndarray, "layer"], float]
+"""Counts, largest counts and agreement of a row of a trace: the same objects in all of its steps."""
+
+
+def _seen(happened: Happened, step: int, layout: Layout, prices: Prices, tried: list[Seconds]) -> Seen:
     """Show a step; what it takes longer with other knobs is written down for each that is tried."""
 
     def cost_of(other: Layout) -> Float[np.ndarray, "layer"]:
@@ -224,15 +229,8 @@ def _seen(trace: Trace, step: int, layout: Layout, prices: Prices, tried: list[S
             tried.append(float(np.maximum(seconds - prices(layout, step), 0.0)[turned].sum()))
         return seconds
 
-    row = trace.row(step)
-    return Seen(
-        step=step,
-        layout=layout,
-        counts=trace.counts[row],
-        most=trace.most[row],
-        agreement=float(trace.agreement[row]),
-        cost_of=cost_of,
-    )
+    counts, most, agreement = happened
+    return Seen(step=step, layout=layout, counts=counts, most=most, agreement=agreement, cost_of=cost_of)
 
 
 def _turned(before: Layout, after: Layout) -> Bool[np.ndarray, "layer"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from math import ceil, log2
 
@@ -38,6 +39,9 @@ FEWEST, MOST = 4, 64
 """Phases it is followed through, where the steps allow."""
 FINENESS = 8
 """Capacities per doubling at which knobs are priced."""
+
+OPEN = np.zeros(1)
+"""A price that is still to be found."""
 
 Timed = Callable[[Sequence[Arrangements], bool], Float[np.ndarray, "moment"]]
 """Seconds of a mean step under each of some arrangements, and whether experts read cached assignments."""
@@ -179,12 +183,16 @@ class Phases:
     _whole: dict[tuple[Key, int], Seconds] = field(default_factory=dict)
     _kept: dict[Key, Layout] = field(default_factory=dict)
     _layer: dict[tuple[Moe, Knobs, int], Seconds] = field(default_factory=dict)
+    _asked: dict[tuple[int, int], tuple[Layout, Float[np.ndarray, "layer"]]] = field(default_factory=dict)
 
     def __call__(self, layout: Layout, step: int) -> Float[np.ndarray, "layer"]:
-        """Share a step's time among its layers, and add what their knobs change."""
+        """Share a step's time among its layers, and add what their knobs change; steps of a phase are alike."""
         phase = self.trace.row(step)
-        layers = len(self.watched.layers)
-        return self.whole(layout, phase) / layers + self.changed(layout, phase)
+        key = (id(layout), phase)  # a layout that is kept has an address of its own
+        if key not in self._asked:
+            each = self.whole(layout, phase) / len(self.watched.layers)
+            self._asked[key] = (layout, each + self.changed(layout, phase))
+        return self._asked[key][1]
 
     def whole(self, layout: Layout, phase: int) -> Seconds:
         """Time a step of a phase under a layout, knobs aside."""
@@ -195,6 +203,7 @@ class Phases:
 
     def fill(self, pairs: Iterable[tuple[Layout, int]]) -> None:
         """Time steps of several phases under several layouts together."""
+        pairs = list({(key_of(layout), phase): (layout, phase) for layout, phase in pairs}.values())
         for cached in (False, True):
             wanted = {
                 (key_of(layout), phase): layout
@@ -279,11 +288,39 @@ class Followed:
         return self.mean / self.prices.whole(self.start, 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Visits:
+    """Notes the layout of every step, for all of them to be priced together.
+
+    Prices decide nothing where no policy profiles and no step's length says when a change is in force.
+    """
+
+    layouts: list[Layout] = field(default_factory=list)
+
+    def __call__(self, layout: Layout, step: int) -> Float[np.ndarray, "layer"]:
+        """Note a step's layout, and leave its price open."""
+        self.layouts.append(layout)
+        return OPEN
+
+    def priced(self, prices: Phases) -> Float[np.ndarray, "step"]:
+        """Price all steps."""
+        rows = prices.trace.rows.tolist()
+        prices.fill(zip(self.layouts, rows, strict=True))
+        return np.array([prices.whole(layout, row) for layout, row in zip(self.layouts, rows, strict=True)])
+
+
 def follow(watched: Watched) -> Followed:
     """Let a pool's reacting policies have their way with it."""
     start, sizes, trace, charges = watched.start(), watched.sizes(), watched.trace(), watched.charges()
     own = int(start.r[0]), int(start.degree[0]), start.alltoall[0]
     prices = Phases(watched=watched, trace=trace, own=own)
-    policies: list[Adaptation] = [make("adaptation", policy) for policy in watched.pool.adaptation]
-    way = walk(policies, start, sizes, trace, prices, charges=charges, seed=watched.phases[0].seed)
+    acting = [policy for policy in watched.pool.adaptation if policy.name != "none"]
+    policies: list[Adaptation] = [make("adaptation", policy) for policy in acting]
+    step_by_step = partial(walk, policies, start, sizes, trace, charges=charges, seed=watched.phases[0].seed)
+    visits = Visits()
+    way = step_by_step(visits) if not any(policy.profiles for policy in policies) else None
+    if way is None or any(change.background for _, change in way.changes):
+        way = step_by_step(prices)
+    else:
+        way = replace(way, seconds=visits.priced(prices))
     return Followed(watched=watched, prices=prices, charges=charges, sizes=sizes, start=start, walk=way)

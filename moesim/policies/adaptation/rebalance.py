@@ -6,22 +6,29 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from moesim.plans.layout import Layout
 from moesim.policies.placement.eplb import Eplb
 from moesim.policies.placement.greedy import Greedy
 from moesim.policies.protocols import Change, Seen, Sizes
-from moesim.policies.scores import moved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class State:
-    """Mean load of every expert of late, and steps since experts were placed."""
+    """What every expert received: on average before, and in how many steps since what; steps since a placement."""
 
     load: Float[np.ndarray, "layer expert"]
+    counts: Shaped[np.ndarray, "layer expert"]
+    steps: int
     since: int
     sizes: Sizes
+
+    def averaged(self, memory: float) -> Float[np.ndarray, "layer expert"]:
+        """Return the moving average: n steps alike move it (1 - g)^n of the way as one moves it 1 - g."""
+        if not self.load.any():
+            return self.counts.astype(float)
+        return np.asarray(self.counts + (self.load - self.counts) * (1 - memory) ** self.steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +66,30 @@ class Rebalance:
 
     def start(self, layout: Layout, sizes: Sizes) -> State:
         """Start with no load seen."""
-        experts = layout.capacity.shape[1]
-        return State(load=np.zeros((len(layout.expert_of_slot), experts)), since=0, sizes=sizes)
+        none = np.zeros((len(layout.expert_of_slot), layout.capacity.shape[1]))
+        return State(load=none, counts=none, steps=0, since=0, sizes=sizes)
 
     def __call__(self, state: State, seen: Seen, rng: np.random.Generator) -> tuple[State, Change | None]:
         """Move the averages; place anew when it is due and pays."""
-        first = not state.load.any()
-        load = seen.counts.astype(float) if first else moved(state.load, seen.counts, self.memory)
-        state = replace(state, load=load, since=state.since + 1)
+        same = seen.counts is state.counts
+        state = State(
+            load=state.load if same else state.averaged(self.memory),
+            counts=seen.counts,
+            steps=state.steps + 1 if same else 1,
+            since=state.since + 1,
+            sizes=state.sizes,
+        )
         if state.since < self.every:
             return state, None
         return replace(state, since=0), self._change(state, seen, rng)
 
     def _change(self, state: State, seen: Seen, rng: np.random.Generator) -> Change | None:
         """Return the new placement, if the heaviest ranks get lighter by enough."""
-        before = seen.layout.expert_of_slot
+        before, load = seen.layout.expert_of_slot, state.averaged(self.memory)
         ranks = int(seen.layout.rank_of_slot.max()) + 1
         place = Eplb() if self.placement == "eplb" else Greedy()
-        after = place(state.load[None], before.shape[1], ranks, state.sizes.nodes, rng)
-        heavy, light = (heaviest(slots, state.load, ranks).mean() for slots in (before, after))
+        after = place(load[None], before.shape[1], ranks, state.sizes.nodes, rng)
+        heavy, light = (heaviest(slots, load, ranks).mean() for slots in (before, after))
         if light > heavy * (1 - self.gain):
             return None
         fresh = (after != before).reshape(len(after), ranks, -1).sum(axis=(0, 2)).max()
