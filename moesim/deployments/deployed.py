@@ -11,6 +11,11 @@ from moesim.passes.table import PoolTable, Whole
 from moesim.plans.plan import Plan, Pool
 from moesim.world.scenario import Scenario
 
+COLUMNS = ("pool", "replicas", "feeder", "feeders", "spare_nodes")
+
+Row = tuple[int, ...]
+"""One deployment: a number for each column."""
+
 NONE = -1
 """Row of a pool that a deployment does without."""
 
@@ -36,10 +41,13 @@ class Deployments:
     def __len__(self) -> int:
         return len(self.pool)
 
-    def take(self, rows: Sequence[int] | Whole) -> Deployments:
+    def take(self, rows: Sequence[int] | Whole | slice) -> Deployments:
         """Keep some of the deployments."""
-        columns = {name: getattr(self, name)[rows] for name in ("pool", "replicas", "feeder", "feeders", "spare_nodes")}
-        return Deployments(table=self.table, **columns)
+        return Deployments(table=self.table, **{name: getattr(self, name)[rows] for name in COLUMNS})
+
+    def rows(self) -> list[Row]:
+        """Write every deployment as the numbers of its columns."""
+        return list(zip(*(getattr(self, name).tolist() for name in COLUMNS), strict=True))
 
     def plan(self, row: int) -> Plan:
         """Write one deployment out."""
@@ -52,6 +60,12 @@ class Deployments:
         return replace(self.table.pool(int(row)), replicas=int(replicas))
 
 
+def listed(table: PoolTable, rows: Sequence[Row]) -> Deployments:
+    """Read deployments from the numbers of their columns."""
+    columns = np.array(rows, np.int64).reshape(-1, len(COLUMNS)).T
+    return Deployments(table=table, **dict(zip(COLUMNS, columns, strict=True)))
+
+
 def of_role_all(table: PoolTable, pool: Whole, replicas: Whole, spare_nodes: int = 0) -> Deployments:
     """Deploy pools that do everything."""
     none = np.zeros_like(pool)
@@ -62,9 +76,14 @@ def of_role_all(table: PoolTable, pool: Whole, replicas: Whole, spare_nodes: int
 
 def together(first: Deployments, second: Deployments) -> Deployments:
     """List two sets of deployments of one table one after the other."""
-    names = ("pool", "replicas", "feeder", "feeders", "spare_nodes")
-    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names}
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in COLUMNS}
     return Deployments(table=first.table, **columns)
+
+
+def without(deployed: Deployments, others: Deployments) -> Deployments:
+    """Leave out those of some deployments that are among others of the same table."""
+    known = set(others.rows())
+    return deployed.take(np.flatnonzero([row not in known for row in deployed.rows()]))
 
 
 def nodes_of(scenario: Scenario, table: PoolTable, pool: Whole, replicas: Whole) -> Whole:

@@ -102,7 +102,7 @@ def headline(ranking: Ranking) -> Iterator[str]:
         yield f"{ranking.meets:,} plans meet every target by estimates, which know no queues; simulated, none does."
     else:
         behind = ranking.certificate.overtaken
-        but = f" of those that also do when simulated; {behind} estimated better do not" if behind else ""
+        but = f" of those that also do when simulated; {behind:,} estimated better do not" if behind else ""
         yield f"{ranking.meets:,} plans carry the load and meet every target; this one is first by the goal{but}."
     if ranking.simulated:
         yield _under_requests([result.verdict for result in ranking.simulated])

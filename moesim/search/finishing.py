@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from moesim.deployments.deployed import Deployments
+from moesim.deployments.deployed import Deployments, together, without
 from moesim.deployments.estimation import estimate_deployed
 from moesim.deployments.metrics import METRICS, base_metric
 from moesim.deployments.ranges import Ranges, drawn_ranges
@@ -16,11 +17,10 @@ from moesim.deployments.result import Result
 from moesim.deployments.summary import summarize
 from moesim.deployments.verdicts import targets_of
 from moesim.passes.table import Whole
-from moesim.search import finalists
-from moesim.search.finalists import standing
+from moesim.search.finalists import Finals, standing
 from moesim.search.frontier import front
 from moesim.search.naming import estimated_table, plans_table, unfit_table
-from moesim.search.objectives import Objectives, objectives
+from moesim.search.objectives import objectives
 from moesim.search.pruning import SHOWN
 from moesim.search.ranking import Certificate, Comparison, Ranking
 from moesim.search.searching import Outcome, Search
@@ -41,18 +41,19 @@ class Finish:
         values = search.objectives(deployed, search.estimator.estimates)
         known = np.flatnonzero(~np.isnan(values.rank).any(axis=1))
         order = values.order(known)
-        top = self._best_of_each_layout(order)[:SHOWN]
+        top = deployed.take(self._best_of_each_layout(order))
         good = known[values.meets[known]]
         edge = good[front(values.front[good])] if len(good) else good
         edge = edge[np.argsort(values.front[edge, 0], kind="stable")]
-        simulated = self._simulated(deployed.take(top), int(values.meets[top].sum()))
-        stand = standing(simulated, len(top))
-        top, simulated = top[stand], tuple(simulated[place] for place in stand[: len(simulated)])
-        shown = deployed.take(top)
+        finals = Finals(scenario=search.scenario, rank=self._rank, seed=search.estimator.run.seed)
+        tried, results = finals.run(top)
+        stand = standing(results)
+        shown = together(tried.take(stand), without(top, tried)).take(slice(SHOWN))
+        simulated = tuple(results[place] for place in stand[:SHOWN])
         ranges = drawn_ranges(search.scenario, search.estimator, shown) if len(top) else None
         return Ranking(
             goal=search.goal,
-            plans=self._table(shown, values.rank[top, 0].tolist(), ranges),
+            plans=self._table(shown, self._rank(shown)[:, 0].tolist(), ranges),
             frontier=self._table(deployed.take(edge), [0.0] * len(edge), None),
             chosen=(
                 *(result.plan for result in simulated),
@@ -72,8 +73,8 @@ class Finish:
             ),
             estimated=self._estimated(known, values.meets[known].tolist()),
             simulated=simulated,
-            comparison=self._comparison(values, top, ranges, simulated),
-            certificate=self._certificate(len(known), len(simulated), int((stand[1:] < stand[:1]).sum())),
+            comparison=self._comparison(shown, ranges, simulated),
+            certificate=self._certificate(len(known), len(results), self._overtaken(top, shown)),
             unfit=unfit_table(search.scenario, search.estimator, np.arange(len(self.found.table))),
             meets=len(good),
         )
@@ -99,21 +100,24 @@ class Finish:
         summary = summarize(search.scenario, deployed, search.estimator.estimates)
         return plans_table(search.scenario, deployed, summary, miss, search.estimator, ranges, self._also())
 
-    def _simulated(self, shown: Deployments, promising: int) -> tuple[Result, ...]:
-        """Simulate the first plans under the same requests."""
-        plans = [shown.plan(row) for row in range(len(shown))]
-        return finalists.simulated(self.search.scenario, plans, promising, seed=self.search.estimator.run.seed)
+    def _overtaken(self, ranked: Deployments, shown: Deployments) -> int:
+        """Count the layouts that are estimated better than the plan that came out first."""
+        if not len(shown):
+            return 0
+        values = self.search.objectives(ranked, self.search.estimator.estimates)
+        return int(values.before(self._rank(shown)[0]).sum())
 
-    def _comparison(
-        self, values: Objectives, top: Whole, ranges: Ranges | None, simulated: Sequence[Result]
-    ) -> Comparison | None:
+    def _rank(self, deployed: Deployments) -> Float[np.ndarray, "plan 3"]:
+        return self.search.objectives(deployed, self.search.estimator.estimates).rank
+
+    def _comparison(self, shown: Deployments, ranges: Ranges | None, simulated: Sequence[Result]) -> Comparison | None:
         """Set the first plan beside the second, in the estimate and under every draw."""
-        if len(top) < 2 or ranges is None:
+        if len(shown) < 2 or ranges is None:
             return None
         search = self.search
         targets = targets_of(search.scenario)
         names = ("miss", search.goal, "throughput")
-        first, second = values.rank[top[0]], values.rank[top[1]]
+        first, second = self._rank(shown)[:2]
         at = next((place for place in range(3) if first[place] != second[place]), 2)
         drawn = [objectives(ranges.summary(plan), targets, search.goal, search.traded).rank for plan in (0, 1)]
         wins = [tuple(one) < tuple(other) for one, other in zip(*(rank.tolist() for rank in drawn), strict=True)]

@@ -26,7 +26,8 @@ class Certificate:
     invalid : combinations left out as senseless, by reason; they are no plans
     gap : by how much the best bound of any plan that was not estimated is better than the first plan's goal, relative;
         0: proven first
-    overtaken : plans estimated better than the first that stand behind it, because they missed a target when simulated
+    overtaken : layouts estimated better than the first that stand behind it, because they missed a target when
+        simulated, or have no more of a pool than one that did
     unsplit : why no pools that prefill and decode apart were tried; "" where they were, or the space has none
     of : what the certificate is about
     """

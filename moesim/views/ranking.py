@@ -108,7 +108,7 @@ def certificate_in_words(certificate: Certificate) -> str:
     '40 plans of 10 layouts: 4 do not fit, 0 refused, 30 bounded, 6 estimated, 2 simulated'
     """
     c = certificate
-    but = f" but {c.overtaken} that missed a target when simulated" if c.overtaken else ""
+    but = f" but {c.overtaken:,} that miss a target when simulated, or have no more of a pool" if c.overtaken else ""
     proof = (
         f"No plan of the space is {c.of}d better than the first{but}, nor beats the frontier."
         if c.gap == 0
