@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from moesim.files.residuals import residual_tree
+from moesim.files.residuals import residual_tree, rounded
 from moesim.ground.units import Source
 from moesim.world.hardware import Fit
 
@@ -48,7 +48,7 @@ def as_yaml(fits: Mapping[str, Fit], *, head: str = "") -> str:
 
 
 def _fit(fit: Fit, source: str) -> dict[str, Any]:
-    left = {} if fit.residual is None else {"residual": residual_tree(fit.residual)}
+    left = {} if fit.residual is None else {"residual": residual_tree(rounded(fit.residual))}
     return {
         "form": fit.form,
         "params": {name: _short(value) for name, value in fit.params.items()},

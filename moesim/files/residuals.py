@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -67,13 +68,20 @@ _REMEDY = "give a positive length for each input, and in each line a weight and 
 
 
 def residual_tree(residual: Residual) -> dict[str, Tree]:
-    """Write a residual as `read_residual` reads it, rounded."""
-    lines = [
-        " ".join([f"{weight:.{DIGITS}g}", *(f"{place:.{DIGITS}f}" for place in places)])
-        for weight, places in zip(residual.weights, residual.places, strict=True)
-    ]
+    """Write a residual as `read_residual` reads it, to the last bit."""
+    points = zip(residual.weights, residual.places, strict=True)
     return {
         "inputs": list(residual.inputs),
-        "lengths": [float(f"{length:.{DIGITS}g}") for length in residual.lengths],
-        "points": "\n".join(lines),
+        "lengths": list(residual.lengths),
+        "points": "\n".join(" ".join(map(repr, (weight, *places))) for weight, places in points),
     }
+
+
+def rounded(residual: Residual) -> Residual:
+    """Round a residual to as many digits as it is known to."""
+    return replace(
+        residual,
+        lengths=tuple(float(f"{length:.{DIGITS}g}") for length in residual.lengths),
+        weights=tuple(float(f"{weight:.{DIGITS}g}") for weight in residual.weights),
+        places=tuple(tuple(round(place, DIGITS) for place in places) for places in residual.places),
+    )

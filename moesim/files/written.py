@@ -7,8 +7,10 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, cast, get_args, get_origin, get_type_hints
 
+from moesim.files.residuals import residual_tree
 from moesim.files.trees import Tree
 from moesim.ground.units import Source, Unit, spell
+from moesim.world.hardware import Residual
 
 UNSOURCED = Source(kind="assumed", title="given in Python, without a source")
 """What a number is said to come from when nobody said."""
@@ -104,6 +106,8 @@ def _value(value: Any, hint: Any, sourcing: Sourcing, path: str) -> Tree:
             return sourcing.number(path, value) if path in sourcing.known else value
         case Source():
             return sourcing.key(value)
+        case Residual():
+            return residual_tree(value)
         case tuple() | list():
             named = ((item, _below(path, called(item, number))) for number, item in enumerate(value))
             return [_value(item, inner[0] if inner else Any, sourcing, place) for item, place in named]
