@@ -123,15 +123,18 @@ def test_a_floor_at_mean_rows_would_overshoot():
     assert bound(at_mean_rows, H200, FABRIC) > mean
 
 
-def test_the_bound_is_the_larger_mean_not_the_mean_of_the_larger():
+def test_the_bound_is_of_mean_loads_not_the_mean_of_bounds():
     """Draws that are bound by work alternate with draws bound by traffic; each resource is busy half the time."""
     rows = np.zeros((64, 1, 2, 1), dtype=int)
     rows[0, 0, 0], rows[:, 0, 1] = 100_000, 1
-    op = grouped(rows)
-    work, traffic = (load[0, :, 0] for load in form_of(op).loads(op, machine(H200)))
-    assert work[0] > traffic[0]
-    assert work[1] < traffic[1]
-    assert bound(chain(op), H200, FABRIC) == pytest.approx([max(work.mean(), traffic.mean())])
+    op, h200 = grouped(rows), machine(H200)
+    form = form_of(op)
+    _, memory, few, many = loads = [load[0, :, 0] for load in form.loads(op, h200)]
+    assert max(few[0], many[0]) > memory[0]
+    assert max(few[1], many[1]) < memory[1]
+    found = bound(chain(op), H200, FABRIC)
+    assert found == pytest.approx([form.least(op, h200, [load.mean() for load in loads]).item()])
+    assert found < form.least(op, h200, loads).mean()
 
 
 def test_the_busiest_stream_counts():

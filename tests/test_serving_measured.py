@@ -1,6 +1,6 @@
 """Estimates by datasheet priors beside published end-to-end measurements (where they are at hand).
 
-No number used here was fitted on these rows: the frameworks' host time per step, which was, is set to zero. The form of
+No number used here was fitted on these rows: what frameworks add to a step, which was, is set to zero. The form of
 the estimate was once changed after looking at them (prompts come in whole chunks), so this is development, not proof.
 
 The measurements are not part of the product; without them the test is skipped. Rows whose model loads and whose machine
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from worlds import uncalibrated
 
 from moesim.deployments.pools import estimate_pools
 from moesim.files.frameworks import built_in_frameworks
@@ -48,7 +49,7 @@ def scenario(row: pd.Series) -> Scenario:
         name="measured",
         model=model,
         hardware=Hardware(
-            offers=(Offer(node=load_profile("node", NODES[row.system]).profile, max_nodes=8),),
+            offers=(Offer(node=uncalibrated(NODES[row.system]), max_nodes=8),),
             fabric=load_profile("fabric", "infiniband/rail-400g").profile.tiers,
         ),
         workload=Serving(requests=requests),
@@ -61,7 +62,10 @@ def scenario(row: pd.Series) -> Scenario:
             groups=moe.groups,
             group_topk=moe.group_topk,
         ),
-        frameworks={name: replace(framework, step=0.0) for name, (framework, _) in built_in_frameworks().items()},
+        frameworks={
+            name: replace(framework, step=0.0, layer=0.0, sequence=0.0)
+            for name, (framework, _) in built_in_frameworks().items()
+        },
     )
 
 

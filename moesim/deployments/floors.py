@@ -128,10 +128,17 @@ def _group_floors(run: Run, passes: Passes, known: dict[Hashable, Phases]) -> Se
         stages = np.stack([floors_of[like] for like in unlike_stages(scenario, first).values()])
         return _step_floors(scenario.workload, table, stages)
     slowest = np.max(list(floors_of.values()), axis=0)
-    layers = len(scenario.model.layers)
-    host = table.each(lambda like: scenario.frameworks[like.framework].overhead(layers, 0.0))
+    host = _host(scenario, passes)
     pace = table.each(lambda like: scenario.frameworks[like.framework].pace)
     return np.asarray(pace * (slowest * table["pp"] + host))
+
+
+def _host(scenario: Scenario, passes: Passes) -> Seconds:
+    """Time of the host in every pass."""
+    table, layers = passes.table, len(scenario.model.layers)
+    fixed = table.each(lambda like: scenario.frameworks[like.framework].overhead(layers, 0.0))
+    each = table.each(lambda like: scenario.frameworks[like.framework].sequence)
+    return np.asarray(fixed + each * passes.point.sequences * table["dp"])
 
 
 def _step_floors(workload: Training, table: PoolTable, stages: Float[np.ndarray, "stage plan"]) -> Seconds:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from moesim.deployments.metrics import METRICS
@@ -115,9 +117,12 @@ def show_reaction(out: Console, result: Result) -> None:
 def _show_kernels(out: Console, kernels: pd.DataFrame) -> None:
     """Say which kernel of which framework each operation's time is taken from."""
     out.print("[bold]Whose times: what prices each operation, and how far 8 of 10 predictions are off at most[/bold]")
-    width = max(map(len, kernels["operation"]), default=0)
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
     for operation, within, kernel in kernels.itertuples(index=False):
-        out.print(f"  {operation:{width}}  {within:4.0%}  {kernel}", soft_wrap=True, highlight=False)
+        table.add_row(escape(operation), f"{within:.0%}", escape(kernel))
+    out.print(Padding(table, (0, 0, 0, 2), expand=False))
     out.print()
 
 

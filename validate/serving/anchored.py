@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
+from moesim.files.frameworks import FRAMEWORKS
+from moesim.files.trees import packaged
 from moesim.ground.errors import Fault, InputError
 
 from .anchoring import SHIFTED, Anchored, anchor
 from .fitting import sample_of
 from .measured import Measured
 from .prediction import Predictor
-from .worlds import FITTED, frameworks
+from .worlds import frameworks
 from .written import rewritten
 
 
@@ -46,7 +48,7 @@ def shifts(found: Anchored) -> Table:
 
 def anchored_file(found: Anchored, origin: str) -> str:
     """Write the framework as a file of its own."""
-    text = (FITTED / f"{found.framework.name}.yaml").read_text(encoding="utf-8")
+    text = packaged(f"{FRAMEWORKS}/{found.framework.name}.yaml").read_text(encoding="utf-8")
     numbers = {name: getattr(found.framework, name) for name in SHIFTED}
     left = ", ".join(f"{name} x/ {np.exp(sd):.2f}" for name, sd in zip(SHIFTED, found.left, strict=True))
     return rewritten(text, numbers, "anchor", f"{found.rows} rows of {origin}; uncertain by {left}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FOLDER = Path("validate/cases/serving/frameworks")
+FOLDER = Path("moesim/data/frameworks")
 PAGE = Path("docs/accuracy/serving.md")
 
 

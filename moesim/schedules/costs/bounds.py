@@ -8,12 +8,12 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from moesim.schedules.costs.fits import machine_of
+from moesim.schedules.costs.fits import Machine, machine_of
 from moesim.schedules.costs.forms import form_of
 from moesim.schedules.costs.kernels import Time
 from moesim.schedules.costs.pricing import priced_ops
 from moesim.schedules.ops import Grouped, Op
-from moesim.schedules.schedule import Priced, Schedule, with_ops
+from moesim.schedules.schedule import Priced, Schedule, Task, with_ops
 from moesim.world.hardware import Node, Tier
 
 Floor = Float[np.ndarray, "..."]
@@ -37,11 +37,12 @@ def of_plans(schedule: Schedule, plans: Int[np.ndarray, "plan"]) -> Schedule:
 def floors(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> tuple[Floor, ...]:
     """No task's time, averaged over draws and on the slowest rank, is below these.
 
-    An op that is the same on all ranks and in all draws takes its price. Any other takes the time that its busiest
-    resource needs at the fitted peak, max(work / peak, traffic / bandwidth), with work and traffic averaged over ranks
-    (by how many each row stands for; a rank without a part does nothing) and over draws *before* the larger is taken.
-    The larger of two means is at most the mean of the larger, and the mean over ranks at most the slowest rank. Rows
-    must not be averaged instead: mean rows keep every expert active, and their floor would overshoot.
+    An op that is the same on all ranks and in all draws takes its price. Any other takes what its form says of its
+    loads, as its busiest resource at the fitted peak, max(work / peak, traffic / bandwidth), with loads averaged over
+    ranks (by how many each row stands for; a rank without a part does nothing) and over draws *before* they are put
+    together. That is convex, as the larger of two is, so at means it is at most the mean (Jensen's inequality), and the
+    mean over ranks is at most the slowest rank. Rows must not be averaged instead: mean rows keep every expert active,
+    and their floor would overshoot.
 
     Parameters
     ----------
@@ -60,9 +61,18 @@ def floors(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> tuple[Fl
     for task in schedule.tasks:
         key = (id(task.op), task.on)
         if key not in means:
-            loads = (prices[id(task.op)][0],) if id(task.op) in prices else form_of(task.op).loads(task.op, machine)
-            means[key] = np.maximum.reduce(np.broadcast_arrays(*(_mean(load, schedule, task.on) for load in loads)))
+            means[key] = (
+                _mean(prices[id(task.op)][0], schedule, task.on)
+                if id(task.op) in prices
+                else _least(task, schedule, machine)
+            )
     return tuple(means[id(task.op), task.on] for task in schedule.tasks)
+
+
+def _least(task: Task, schedule: Schedule, machine: Machine) -> Time:
+    form = form_of(task.op)
+    loads = [_mean(load, schedule, task.on) for load in form.loads(task.op, machine)]
+    return form.least(task.op, machine, np.broadcast_arrays(*loads))
 
 
 def _certain(op: Op) -> bool:

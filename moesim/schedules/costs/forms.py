@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +37,7 @@ from moesim.schedules.costs.kernels import (
     grouped,
     grouped_loads,
     host,
+    least_grouped,
 )
 from moesim.schedules.costs.residuals import corrected
 from moesim.schedules.ops import (
@@ -61,6 +62,10 @@ Demand = Mapping[str, Size]
 NOTHING: Demand = MappingProxyType({})
 
 
+def _largest(op: Op, machine: Machine, loads: Sequence[Time]) -> Time:
+    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*loads)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
     """How one kind of op is priced. `Any` stands for the op's own class.
@@ -72,7 +77,8 @@ class Form:
     alike : what ops must agree on to be priced in one evaluation
     fits : the fits it is priced by, by key
     price : duration, and bytes by tier
-    loads : seconds for which each resource is busy at least, linear in work and traffic; the largest is the floor
+    loads : seconds for which each resource is busy at least, linear in work and traffic
+    least : the floor by the loads, convex and growing in each; by default the largest
     """
 
     sizes: tuple[str, ...]
@@ -81,6 +87,7 @@ class Form:
     fits: Callable[[Any, Machine], Mapping[str, Fit]]
     price: Callable[[Any, Machine], tuple[Time, Demand]]
     loads: Callable[[Any, Machine], tuple[Time, ...]]
+    least: Callable[[Any, Machine, Sequence[Time]], Time] = _largest
 
 
 def form_of(op: Op) -> Form:
@@ -97,11 +104,12 @@ def form_of(op: Op) -> Form:
 
 
 def floor(op: Op, machine: Machine) -> Time:
-    """No op is quicker than its busiest resource at the fitted peak: max(work / peak, traffic / bandwidth), seconds.
+    """No op is quicker than its loads allow, such as the busiest resource at the fitted peak, seconds.
 
     Calls of the host and known durations are their own floor.
     """
-    return np.asarray(np.maximum.reduce(np.broadcast_arrays(*form_of(op).loads(op, machine))))
+    form = form_of(op)
+    return form.least(op, machine, form.loads(op, machine))
 
 
 def _operand(op: Gemm | Grouped, machine: Machine) -> float:
@@ -174,12 +182,21 @@ def _reread(op: Grouped, machine: Machine) -> Size:
 
 
 def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
-    params = machine.kernel("grouped_gemm", op.dtype).params
-    total = op.rows.sum(axis=0)
-    active = np.count_nonzero(op.rows, axis=0) if op.active is None else op.active
-    active = active * _reread(op, machine) if op.repeats > 1 else active
-    stored = bytes_of(op.dtype)
-    return grouped_loads(total, active, op.n, op.k, stored=stored, operand=_operand(op, machine), params=params)
+    return grouped_loads(
+        op.rows.sum(axis=0),
+        np.count_nonzero(op.rows, axis=0) if op.active is None else op.active,
+        op.n,
+        op.k,
+        stored=bytes_of(op.dtype),
+        operand=_operand(op, machine),
+        params=machine.kernel("grouped_gemm", op.dtype).params,
+        processors=machine.device.processors,
+        reread=_reread(op, machine),
+    )
+
+
+def _least_grouped(op: Grouped, machine: Machine, loads: Sequence[Time]) -> Time:
+    return least_grouped(loads, machine.kernel("grouped_gemm", op.dtype).params)
 
 
 def _cpu(machine: Machine) -> Fit:
@@ -351,6 +368,7 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
             fits=_product_fits,
             price=_price_grouped,
             loads=_load_grouped,
+            least=_least_grouped,
         ),
         Hosted: Form(
             sizes=("rows", "weights"),

@@ -8,7 +8,7 @@ ceiling over waves would break that, so a wave's ragged end enters as its mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -287,23 +287,61 @@ def _best_width(n: Size, params: Params) -> Size:
 
 
 def grouped_loads(
-    total: Size, active: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Params
-) -> tuple[Time, Time]:
-    """At least so long are the tensor cores and the memory busy, each with what every rank pays besides.
+    total: Size,
+    active: Size,
+    n: Size,
+    k: Size,
+    *,
+    stored: Bytes,
+    operand: Bytes,
+    params: Params,
+    processors: int,
+    reread: Size | float = 1.0,
+) -> tuple[Time, ...]:
+    """Find what `grouped` takes at least of each of its terms, all linear in the rows S and the active slots A.
 
-    2 S n k / peak and A n k stored / bandwidth, and to both launch + S (k operand + 2 n) / activation_bandwidth.
+    outside the norm:    launch + S (k operand + 2 n) / activation_bandwidth + A (per_expert + per_slot)
+    memory:              A n k stored / bandwidth
+    tensor, few rows:    A tile panels / processors
+    tensor, many rows:   (S min over h of tile(h) / h + A pad tile) panels / processors
 
-    `total` S and `active` A are the rows and the slots that have any. The larger of the two is the floor of `grouped`.
+    `tile` is the time of the smallest tile. `least_grouped` puts them together.
+
+    Parameters
+    ----------
+    total, active : S and A: rows, and slots that have any
+    others : as for `grouped`
 
     Examples
     --------
-    >>> two = np.array([2.0])
-    >>> fit = {"peak": 4.0, "bandwidth": 2.0, "launch": 1.0, "activation_bandwidth": 6.0}
-    >>> grouped_loads(np.array([3.0]), np.array([1.0]), two, two, stored=1.0, operand=1.0, params=fit)
-    (array([10.]), array([6.]))
+    >>> params = dict(launch=1.0, peak=2.0 * 128 * 256, bandwidth=1e9, block_bandwidth=1e9, activation_bandwidth=1e9,
+    ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0, per_expert=0.0, per_slot=0.0)
+    >>> sizes = np.array([48.0]), np.array([2.0]), np.array([256.0]), np.array([8.0])  # as in `grouped`: 5 s
+    >>> loads = grouped_loads(*sizes, stored=0.0, operand=2.0, params=params, processors=1)
+    >>> least_grouped(loads, params).round(2)
+    array([5.])
     """
-    both = params["launch"] + total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
-    return both + total * (2 * n * k / params["peak"]), both + active * (n * k * (stored / params["bandwidth"]))
+    columns = _best_width(n, params)
+    panels = np.ceil(n / columns)
+    tile_times = [k * tile_rate(h, columns, params, processors) + params["overhead"] for h in ROW_TILES]
+    smallest = tile_times[0]
+    a_row: Time = np.minimum.reduce([time / h for time, h in zip(tile_times, ROW_TILES, strict=True)])
+    outside = params["launch"] + total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
+    return (
+        outside + active * (params["per_expert"] + params["per_slot"]),
+        active * (n * k * (stored * reread / params["bandwidth"])),
+        active * (smallest * (panels / processors)),
+        (total * a_row + active * (params["pad"] * smallest)) * (panels / processors),
+    )
+
+
+def least_grouped(loads: Sequence[Time], params: Params) -> Time:
+    """Put the loads of a grouped product together: outside + norm_p(throttled(larger tensor), memory).
+
+    Convex and growing in each load, so that at loads averaged over ranks and draws it is at most the average of times.
+    """
+    outside, memory, few, many = loads
+    return np.asarray(outside + norm(params["p"], throttled(np.maximum(few, many), params), memory))
 
 
 def elementwise(traffic: Size, *, params: Params) -> Time:
