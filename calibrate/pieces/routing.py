@@ -87,7 +87,8 @@ def decode(rows: Tensor, order: Tensor, shares: Tensor) -> Tensor:
 def dispatch_mask(shares: Tensor, experts: Tensor, number: int, capacity: int) -> Tensor:
     """Write the dense mask [t, expert, capacity] of static gating; rows beyond an expert's capacity are dropped.
 
-    A token's place in an expert's buffer is how many choices before it, in token order, went there.
+    A token's place in an expert's buffer is how many choices before it, in token order, went there. The host waits for
+    nothing here: `index_put_` would look at the indices on a gpu, and could not be captured.
     """
     tokens, topk = experts.shape
     flat = experts.flatten()
@@ -96,8 +97,9 @@ def dispatch_mask(shares: Tensor, experts: Tensor, number: int, capacity: int) -
     place = (chosen.cumsum(0) - 1).gather(1, flat.unsqueeze(1)).squeeze(1)
     kept = shares.flatten() * (place < capacity)
     token = torch.arange(tokens * topk, device=flat.device) // topk
-    mask = shares.new_zeros(tokens, number, capacity)
-    return mask.index_put_((token, flat, place.clamp(max=capacity - 1)), kept, accumulate=True)
+    cell = (token * number + flat) * capacity + place.clamp(max=capacity - 1)
+    mask = shares.new_zeros(tokens * number * capacity)
+    return mask.scatter_add(0, cell, kept).view(tokens, number, capacity)
 
 
 def dispatch_dense(mask: Tensor, tokens: Tensor) -> Tensor:

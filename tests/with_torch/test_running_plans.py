@@ -148,6 +148,21 @@ def test_a_run_that_was_stopped_is_no_result_and_is_run_anew(tmp_path):
     assert all(len(each.rounds) == 200 for each in read_results(folder).trials.values())
 
 
+def test_a_first_step_that_fails_on_one_rank_loses_that_plan_alone(tmp_path):
+    """Tokens choose among four experts, and one of the layers has three."""
+    alone = replace(TINY, ranks=1, ep=1)
+    specs = {
+        "good": alone,
+        "short": replace(alone, experts=3, gating="sparse"),
+        "other": replace(alone, gating="static"),
+    }
+    folder = bundle(tmp_path / "bundle", specs, Setting(ranks=1))
+    failed = execute(folder)
+    assert set(failed) == {"short"}
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    assert sum('"compile"' in line for line in lines) == 3  # built once each: the good ones were not run again
+
+
 @pytest.mark.skipif(bool(available()), reason="no network namespaces may be made here")
 def test_a_slow_link_is_slow(tmp_path):
     """32 rows of 2 KB to another node at 2 MB/s take tens of milliseconds; over the loopback they do not."""

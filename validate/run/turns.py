@@ -83,17 +83,24 @@ class Session:
             ranks.leave()
 
     def _made(self, trial: Trial) -> Made | None:
-        """Build a trial and step it until it is warm; None where any rank cannot build it, which is told."""
+        """Build a trial and step it until it is warm; None where any rank cannot build it, which is told.
+
+        On one rank, neither can a layer be had whose first step fails: a gpu may refuse a kernel, or to capture it.
+        """
         self._say(trial.name)
-        fault = ""
+        fault, stalled = "", 0.0
         try:
             made = Made(trial, self.bundle, self.bench)
+            if self.bench.ranks == 1:
+                stalled = self._compiled(made)
         except Exception as caught:  # whatever a layer or torch says: this trial is lost, not the run
             fault = f"{caught}".strip().splitlines()[0] if f"{caught}".strip() else type(caught).__name__
         if faults := [each for each in self._gathered(fault) if each]:
             self._keep({"trial": trial.name, "failed": faults[0]})
             return None
-        self._keep({"trial": trial.name, "compile": self._most(self._compiled(made))})
+        if self.bench.ranks > 1:  # whose first step fails leaves the others waiting, and all are ended
+            stalled = self._most(self._compiled(made))
+        self._keep({"trial": trial.name, "compile": stalled})
         for draw in range(WARM * made.draws if not self.bundle.course else WARM):
             made.step(draw % made.draws)
         self._settle()
