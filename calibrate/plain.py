@@ -80,6 +80,11 @@ def _row(name: str, terms: np.ndarray, samples: Sequence[Sample]) -> Row:
 def nearest(terms: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Return the price of each term, none below zero, that misses times by least, relative to them.
 
+    Parameters
+    ----------
+    terms : [point, term]
+    seconds : [point]
+
     Examples
     --------
     >>> nearest(np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]]), np.array([2.0, 5.0, 8.0])).round(6).tolist()

@@ -154,7 +154,8 @@ def _travel(site: _Site, lanes: Lanes, link: Link | None) -> Travel | None:
         ranks=lanes.ranks,
         levels=collectives.levels(lanes.ranks, spec.width, site.members[first]) if two else None,
         link=None if link is None else replace(link, first=first, rank=lanes.rank),
-        # On a CPU two phases are waited for at once: in a thread beside other work, gloo was seen to hang.
+        # On a CPU two phases are waited for at once: in a thread beside other work, gloo was once seen to hang. Some
+        # hundred steps over the loopback and over a slow link did not show it again, and nobody knows why it did.
         beside=site.device.type == "cuda"
         and (spec.degree > 1 or spec.overlap != "none" or (spec.block is not None and spec.block.slot > 0)),
     )

@@ -21,7 +21,7 @@ from moesim.ground.errors import MoesimError
 from moesim.ground.units import parse
 
 from . import wing
-from .bundle import BUNDLE, CHOICES, PREDICTIONS, RESULTS
+from .bundle import BUNDLE, CHOICES, PREDICTIONS, RESULTS, read_bundle
 from .execute import EXECUTE
 
 CASES = Path(__file__).parents[1] / "cases" / "measured"
@@ -164,7 +164,7 @@ def _executed(asked: Asked, until: float) -> int:
     MoesimError
         Nothing was predicted for it.
     """
-    found = sorted(path.parent for path in asked.cases.glob(f"*/{PREDICTIONS}"))
+    found = sorted((path.parent for path in asked.cases.glob(f"*/{PREDICTIONS}")), key=_last)
     if not found:
         raise MoesimError(
             f"nothing was predicted for this machine; where moesim is installed, `moesim validate run "
@@ -183,6 +183,11 @@ def _executed(asked: Asked, until: float) -> int:
     if left:
         _say(f"time is up; left: {', '.join(left)}. Run the same command again: it goes on with these")
     return max(code, FAILED) if left else code
+
+
+def _last(case: Path) -> tuple[bool, str]:
+    """Order bundles: courses, whose layers are compiled many times, come after all that is quick."""
+    return read_bundle(case).course, case.name
 
 
 def _copied(case: Path, folder: Path) -> None:
