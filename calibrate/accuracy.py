@@ -6,7 +6,7 @@ Splits are fixed by a seed before anything is fitted, and `scores` sees numbers 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from .cases import Cases
 from .choose import split
 from .fit import Bench, fit_cases, predict
 from .from_tables import SEED, bench_of
-from .goals import CARRIES, EIGHT, FORMED, GOALS, KEPT, Carry, Goal
+from .goals import CARRIES, EIGHT, FORMED, GOALS, HELD, KEPT, PUBLISHED, TWO, Carry, Goal
 from .layer_sums import Scored, layers
+from .published import RAIL, ROW
 from .residual import with_residual
 from .scores import Score, score
 from .spread import TENTH, residuals, with_spread
@@ -71,6 +72,7 @@ def lines(data: Path | None = None) -> Iterator[Line]:
                 one = found[goal.name, system] = _held_out(goal, system, cases)
                 yield _line(goal, goal.name, system, cases, one)
         yield from _more_gpus(goal, data)
+        yield from _many_nodes(goal, data)
         yield from _carried(goal, data)
     for name, system, sums, (reach, record) in layers(found, FORMED[0], KEPT[0]):
         yield Line(name=name, system=system, kernel="", points=0, reach=reach, record=record, score=sums)
@@ -113,6 +115,33 @@ def _more_gpus(goal: Goal, data: Path | None) -> Iterator[Line]:
         half = len(order) // 2
         one = _scored(fit, many.take(order[:half]), many.take(order[half:]), bench)
         yield _line(goal, f"{goal.name}, up to 4 gpus to 8", system, cases, one, asked=EIGHT)
+
+
+def _many_nodes(goal: Goal, data: Path | None) -> Iterator[Line]:
+    """Fit DeepEP to what was measured on two nodes and predict what it published of four and more.
+
+    Nothing published sets the interval: that is what the fit shows of four and eight nodes of its own table.
+    """
+    cases = table(goal, FORMED[0], data) if goal.key.endswith(f"/{RAIL}") else None
+    if cases is None:
+        return
+    two = cases.inputs["ranks"] == 2 * HELD["gpus"]
+    bench = bench_of(FORMED[0], cases)
+    fit = fit_cases(cases.take(two), bench)
+    one = _scored(fit, cases.take(~two), published_exchange(cases), bench)
+    name = f"{goal.name.rpartition(',')[0]}, 16 gpus to the published 32 to 256"
+    yield _line(goal, name, FORMED[0], cases, one, asked=TWO, points=int(two.sum()))
+
+
+def published_exchange(cases: Cases) -> Cases:
+    """Return what DeepEP published of an operation as points like those of a table."""
+    times = PUBLISHED[cases.operation]
+    ranks, zero = np.array(list(times), dtype=float), np.zeros(len(times))
+    away = (ranks - HELD["gpus"]) / ranks
+    sent = HELD["tokens"] * HELD["topk"] * HELD["dim"] * ROW[cases.operation]
+    messages = ranks - HELD["gpus"]
+    inputs = {"moved": sent * away, "messages": messages, "experts": HELD["experts"] + zero, "ranks": ranks}
+    return replace(cases, inputs=inputs, seconds=np.array(list(times.values())), family=zero.astype(int))
 
 
 def _carried(goal: Goal, data: Path | None) -> Iterator[Line]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
-from moesim.schedules.costs.collectives import ROUNDS
+from moesim.schedules.costs.collectives import ROUNDS, WAYS
 from moesim.schedules.costs.fits import Machine
 from moesim.schedules.costs.forms import form_of
 from moesim.schedules.ops import AllToAll, Attend, Copy, Elementwise, Gemm, Grouped, Host, Op, Reduce, Send
@@ -112,9 +113,17 @@ def _reduce(cases: Cases) -> Iterator[Term]:
     yield _all(cases), Reduce(size=size, form=cases.operation, ranks=ranks, tier=cases.kind)
 
 
-def _all_to_all(cases: Cases) -> Iterator[Term]:
+def _all_to_all(cases: Cases) -> Iterator[tuple[Index, AllToAll]]:
     moved, messages = _column(cases, "moved")[None], _column(cases, "messages")[None]
     yield _all(cases), AllToAll(tiers=(cases.kind,), sent=moved, received=moved, messages=messages)
+
+
+def _exchange(cases: Cases) -> Iterator[Term]:
+    """A dispatch or a combine, by the number of experts."""
+    for slots in np.unique(cases.inputs["experts"]):
+        part = np.flatnonzero(cases.inputs["experts"] == slots)
+        ((_, op),) = _all_to_all(cases.take(part))
+        yield part, replace(op, way=cases.operation, slots=int(slots))
 
 
 def _send(cases: Cases) -> Iterator[Term]:
@@ -138,7 +147,7 @@ CLASSES: Mapping[str, type[Op]] = MappingProxyType(
         "attention_decode": Attend,
         "elementwise": Elementwise,
         **dict.fromkeys(ROUNDS, Reduce),
-        "all_to_all": AllToAll,
+        **dict.fromkeys(WAYS, AllToAll),
         "send": Send,
         "copy": Copy,
         "host": Host,
@@ -155,6 +164,8 @@ _BUILDERS: Mapping[str, Callable[[Cases], Iterator[Term]]] = MappingProxyType(
         "elementwise": _elementwise,
         **dict.fromkeys(ROUNDS, _reduce),
         "all_to_all": _all_to_all,
+        "dispatch": _exchange,
+        "combine": _exchange,
         "send": _send,
         "copy": _copy,
         "host": _host,

@@ -17,9 +17,9 @@ from scipy.optimize import least_squares
 
 from moesim.ground.errors import MoesimError
 from moesim.ground.units import Source
-from moesim.schedules.costs.collectives import PROTOCOLS, ROUNDS
+from moesim.schedules.costs.collectives import PROTOCOLS, ROUNDS, WAYS
 from moesim.schedules.costs.fits import Machine, fit_of, fit_of_tier
-from moesim.schedules.costs.priors import NVLINKS, nccl_prior
+from moesim.schedules.costs.priors import NVLINKS, deepep_prior, nccl_prior
 from moesim.world.hardware import Device, Fit, Tier
 
 from .asops import CLASSES, Term, price, terms_of
@@ -65,9 +65,11 @@ class Bench:
         return Machine(device=device, tiers={self.tier.name: self.tier} if self.tier else {})
 
     def prior(self, cases: Cases) -> Fit:
-        """Return the datasheet's fit of an operation; of an all-to-all between gpus on NVLink that of NCCL."""
-        if cases.operation == "all_to_all" and self.tier is not None and self.tier.name in NVLINKS:
+        """Return the datasheet's fit of an operation; of an all-to-all that of NCCL's or DeepEP's kernels."""
+        if self.tier is not None and cases.operation == "all_to_all" and self.tier.name in NVLINKS:
             return nccl_prior(self.tier)
+        if self.tier is not None and cases.operation in WAYS[1:]:
+            return deepep_prior(self.tier)
         bare = replace(self.device, fits=MappingProxyType({}))
         if self.tier is not None:
             return fit_of_tier(bare, cases.operation, self.tier)
@@ -179,7 +181,7 @@ _BOXED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "attention_prefill": ("heads", "tokens", "keys"),
         "attention_decode": ("heads", "prompts", "keys"),
         **dict.fromkeys(ROUNDS, ("size", "ranks")),
-        "all_to_all": ("sent",),
+        **dict.fromkeys(WAYS, ("sent",)),
         "elementwise": ("traffic",),
         "copy": ("size",),
         "send": ("size",),

@@ -11,6 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from moesim.files.profiles import load_profile
+from moesim.schedules.costs.collectives import WAYS
 from moesim.world.hardware import RUN_BY, Fit
 
 from .cases import Cases
@@ -25,6 +26,8 @@ from .tables import DEVICES, NODES, ORIGIN, folder_of
 
 POINTS = 256
 """Points that a shipped fit is made of, where a table has so many more than that."""
+FABRIC = "infiniband/rail-400g"
+"""What joined nodes where several were measured: a card of 400 Gb/s for each gpu."""
 SEED = "moesim 1"
 """Names the splits of all tables."""
 
@@ -34,8 +37,8 @@ def bench_of(system: str, cases: Cases) -> Bench:
     bare = replace(load_profile("device", DEVICES[system]).profile, fits=MappingProxyType({}))
     if not cases.kind or cases.operation.startswith("attention"):
         return Bench(device=bare)
-    node = load_profile("node", NODES[system]).profile
-    return Bench(device=bare, tier=next(tier for tier in node.tiers if tier.name == cases.kind))
+    tiers = (*load_profile("node", NODES[system]).profile.tiers, *load_profile("fabric", FABRIC).profile.tiers)
+    return Bench(device=bare, tier=next(tier for tier in tiers if tier.name == cases.kind))
 
 
 def fit_kernel(system: str, cases: Cases, *, among: int = 1) -> Fitted:
@@ -87,8 +90,9 @@ def profile_of(
             usual = found.get("") or next(
                 found[framework_of(cases)] for cases in ranked([one.cases for one in found.values()])
             )
-            fits[key] = usual.fit
-            fits |= {f"{key}{RUN_BY}{name}": one.fit for name, one in found.items() if one is not usual}
+            own = key.partition("/")[0] in WAYS[1:]  # which plans use if their framework brings such kernels along
+            fits |= {} if own else {key: usual.fit}
+            fits |= {f"{key}{RUN_BY}{name}": one.fit for name, one in found.items() if own or one is not usual}
     return fits
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from .cases import Cases
-from .published import attentions, exchanges, gemms, latents, mixtures, reductions
+from .published import attentions, dispatches, exchanges, gemms, latents, mixtures, reductions
 
 Reader = Callable[[Path, str], Iterator[Cases]]
 
@@ -45,6 +45,11 @@ class Goal:
 def _nccl(form: str, read: Reader) -> Goal:
     name = f"NCCL {form.replace('_', '-')}"
     return Goal(name=name, read=read, key=f"{form}/nvlink", kernel="nccl", points=24, reach=0.06, record=0.04)
+
+
+def _deepep(way: str, link: str, where: str, points: int) -> Goal:
+    name, key = f"DeepEP low latency, {way}, {where}", f"{way}/{link}"
+    return Goal(name=name, read=dispatches, key=key, kernel="sglang", points=points, reach=0.025, record=0.02)
 
 
 GOALS = (
@@ -91,11 +96,29 @@ GOALS = (
     _nccl("all_gather", reductions),
     _nccl("reduce_scatter", reductions),
     _nccl("all_to_all", exchanges),
+    _deepep("dispatch", "rail", "2 to 8 nodes", 24),
+    _deepep("combine", "rail", "2 to 8 nodes", 24),
+    _deepep("dispatch", "nvlink", "one node", 64),
+    _deepep("combine", "nvlink", "one node", 64),
 )
 """Every operation that is scored; kernels as they are named on Hopper and Blackwell alike."""
 
 EIGHT = (0.10, 0.06)
 """Mean errors to reach and wished for on eight gpus from points of up to four."""
+
+
+TWO = (0.07, 0.04)
+"""The same of DeepEP's published times on 32 to 256 gpus, from points of two nodes."""
+PUBLISHED: Mapping[str, Mapping[int, float]] = MappingProxyType(
+    {
+        "dispatch": MappingProxyType({32: 155e-6, 64: 173e-6, 128: 192e-6, 256: 194e-6}),
+        "combine": MappingProxyType({32: 273e-6, 64: 314e-6, 128: 369e-6, 256: 360e-6}),
+    }
+)
+"""Seconds of DeepEP's low-latency kernels by gpus: 128 tokens a gpu, width 7168, 8 of 256 experts (its docs/legacy.md,
+version 1; docs/background/evidence.md, section 8)."""
+HELD = MappingProxyType({"tokens": 128.0, "dim": 7168.0, "topk": 8.0, "experts": 256.0, "gpus": 8.0})
+"""What they were measured with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,9 @@ What is done about the defects that the tables are known to have:
 * Experts that vLLM and SGLang divided over gpus are left out, see `ONLY_LOCAL`.
 * Attention of more than 32 query heads to a key-value head, where one kernel falls back to a slow one, is left out.
 * DeepEP's tables of H200 for version 0.5.6 are a copy of those of H100 and are not read.
+* Tables of all-to-alls by vLLM and TensorRT-LLM (`moe_a2a`) start at 47 to 71 us for one token, where SGLang's of the
+  same kernels start at 10: the host was timed, and they are not read.
+* Of fewer than 128 experts DeepEP's low-latency kernels leave processors idle; those rows are left out.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ ELEMENT: Mapping[str, float] = MappingProxyType({"half": 2.0, "int8": 1.0})
 
 def published(folder: Path, system: str) -> Iterator[Cases]:
     """Read everything that is fitted of a system, one operation, dtype and kernel at a time."""
-    for read in (gemms, mixtures, attentions, latents, reductions, own_reductions, exchanges):
+    for read in (gemms, mixtures, attentions, latents, reductions, own_reductions, exchanges, dispatches):
         yield from read(folder, system)
 
 
@@ -193,6 +196,54 @@ def exchanges(folder: Path, system: str) -> Iterator[Cases]:
         inputs = {"moved": _bytes(part) * (ranks - 1) / ranks, "messages": ranks - 1, "ranks": ranks}
         if len(part):
             yield _cases("all_to_all", "", _link(system), "nccl", inputs, part, family_of(ranks))
+
+
+def dispatches(folder: Path, system: str) -> Iterator[Cases]:
+    """Read DeepEP's low-latency kernels, inside a node and between nodes, each from the newest table that has them.
+
+    Every chosen expert gets a copy of a token. Between nodes only what crosses the card counts: what stays is quicker.
+    """
+    columns = ("node_num", "hidden_size", "num_token", "num_topk", "num_experts")
+    seen: set[str] = set()
+    for table in tables_of(folder, "comm", "wideep_deepep_ll"):
+        if (system, table.version) in COPIES:
+            continue
+        for way in ROW:
+            rows = read_table(table.path, columns, system=system, times=(f"{way}_avg_t_us",), gaps=True)
+            rows = rows[rows.num_experts >= EXPERTS]
+            for link, part in ((_link(system), rows[rows.node_num == 1]), (RAIL, rows[rows.node_num > 1])):
+                if len(part) >= SOME and f"{way}/{link}" not in seen:
+                    seen.add(f"{way}/{link}")
+                    yield _dispatch(table, way, link, GPUS.get(system, 8), part)
+
+
+def _dispatch(table: Table, way: str, link: str, gpus: int, rows: pd.DataFrame) -> Cases:
+    nodes, experts = _floats(rows, "node_num"), _floats(rows, "num_experts")
+    blocks, messages = (nodes, gpus * (nodes - 1)) if link == RAIL else (0 * nodes + gpus, 0 * nodes + gpus - 1.0)
+    row = _floats(rows, "num_topk") * _floats(rows, "hidden_size") * ROW[way]
+    inputs = {
+        "moved": _floats(rows, "num_token") * row * (blocks - 1) / blocks,
+        "messages": messages,
+        "experts": experts,
+        "ranks": gpus * nodes,
+    }
+    family = family_of(nodes, _floats(rows, "hidden_size"), _floats(rows, "num_topk"), experts)
+    timed = rows.assign(latency=rows[f"{way}_avg_t_us"] * 1e-3)
+    return _cases(way, "", link, _named(table, "deepep"), inputs, timed, family)
+
+
+RAIL = "rail"
+"""The tier between nodes, a card for each gpu."""
+ROW: Mapping[str, float] = MappingProxyType({"dispatch": 1 + 4 / 128, "combine": 2.0})
+"""Bytes that an element of a token takes: fp8 with a scale for each 128 on the way out, bf16 on the way back."""
+SOME = 16
+"""Rows below which they are not worth a fit."""
+EXPERTS = 128
+"""Experts from which DeepEP's low-latency kernels keep a gpu's processors busy."""
+GPUS: Mapping[str, int] = MappingProxyType({"gb200": 4, "gb300": 4})
+"""Gpus of a node where they are not eight."""
+COPIES = (("h200_sxm", "0.5.6.post2"),)
+"""Tables of DeepEP that repeat another system's number for number."""
 
 
 def _messages(folder: Path, system: str) -> Iterator[pd.DataFrame]:

@@ -151,11 +151,12 @@ def read_table(
     system: str,
     times: Sequence[str] = ("latency",),
     absent: Mapping[str, int] = MappingProxyType({}),
+    gaps: bool = False,
 ) -> pd.DataFrame:
     """Read the columns of a table that are needed.
 
     Rows that were measured twice are one, with the median time. A column that older tables lack may be given in
-    `absent`, with the value that all their rows have.
+    `absent`, with the value that all their rows have. With `gaps` a row may lack its time, and is left out.
 
     Raises
     ------
@@ -169,6 +170,7 @@ def read_table(
         problem = f"is not a whole Parquet file ({str(fault).splitlines()[0]})"
         raise InputError(str(path), [Fault(path="", problem=problem, remedy="install the tables again")]) from None
     whole = whole.assign(**{name: value for name, value in absent.items() if name not in whole.columns})
+    whole = whole.dropna(subset=[name for name in times if gaps and name in whole.columns])
     faults = list(_faults(whole, (*columns, *times), times, STAMPS.get(system, "")))
     if faults:
         raise InputError(str(path), faults)

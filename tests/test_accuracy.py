@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moesim.calibrate.accuracy import Line
+from moesim.calibrate.accuracy import Line, published_exchange
 from moesim.calibrate.accuracy_page import BEGIN, as_json, page, written
 from moesim.calibrate.cases import Cases
 from moesim.calibrate.fit import Bench, fit_cases, predict
@@ -44,6 +44,14 @@ def test_what_lies_outside_costs_ten_times_as_much_as_width() -> None:
     found = score(np.array([1.0, 2.0]), np.ones(2), np.full(2, 0.5), np.full(2, 1.5))
     assert found.interval == pytest.approx(((1.0 + 0.0) / 1.0 + (1.0 + 10 * 0.5) / 2.0) / 2)
     assert (found.inside, found.width, found.mean) == (0.5, 1.0, 0.25)
+
+
+def test_published_exchanges_move_what_leaves_the_node() -> None:
+    """128 tokens to 8 experts in 7392 bytes each, 24 of 32 gpus elsewhere (DeepEP, docs/legacy.md)."""
+    known = replace(products(4, 0), operation="dispatch", kind="rail")
+    found = published_exchange(known)
+    assert found.inputs["moved"][0] == pytest.approx(128 * 8 * 7392 * 0.75)
+    assert (found.inputs["messages"][0], found.seconds[0], len(found)) == (24.0, 155e-6, 4)
 
 
 def test_intervals_of_known_noise_are_honest_and_halved_ones_are_not() -> None:

@@ -12,7 +12,9 @@ from moesim.files.profiles import load_profile
 from moesim.ground.errors import MoesimError
 from moesim.schedules.costs import forms, pricing
 from moesim.schedules.costs.fits import machine_of
+from moesim.schedules.costs.forms import floor
 from moesim.schedules.costs.pricing import grounds, price
+from moesim.schedules.costs.priors import PARAMETERS
 from moesim.schedules.ops import (
     AllToAll,
     Attend,
@@ -190,6 +192,28 @@ def test_a_folded_row_shares_with_ranks_like_itself():
     result = priced(copy, count=(1.0, 63.0))
     assert result.links["host"].link_of_rank.tolist() == [0, 1]
     assert result.links["host"].members.tolist() == [2.0, 2.0]
+
+
+def test_a_dispatch_is_priced_by_kernels_of_its_own_where_there_are_some():
+    """A launch of 3 s, two doublings of 1 and 8 experts of 0.25, then 450 GB at half of 450 GB/s; others as before."""
+    nothing = dict.fromkeys(PARAMETERS["all_to_all"], 0.0)
+    fits = {
+        "all_to_all/nvlink": fit("all_to_all", **{**nothing, "launch": 1.0, "efficiency": 1.0}),
+        "dispatch/nvlink": fit(
+            "all_to_all", **{**nothing, "launch": 3.0, "efficiency": 0.5, "per_doubling": 1.0, "per_slot": 0.25}
+        ),
+    }
+    base = with_fits(H200, fits)
+    moved = np.array([[450e9]])
+    for way, seconds, key in (
+        ("all_to_all", 2.0, "all_to_all"),
+        ("dispatch", 9.0, "dispatch"),
+        ("combine", 2.0, "all_to_all"),
+    ):
+        op = AllToAll(tiers=("nvlink",), sent=moved, received=moved, messages=np.array([[3.0]]), way=way, slots=8)
+        assert time(op, base) == pytest.approx(seconds)
+        assert list(grounds(schedule(op), base, FABRIC).fits) == [f"{key}/nvlink"]
+        assert floor(op, machine_of(base, FABRIC)) <= seconds
 
 
 def test_an_all_to_all_demands_the_busier_direction():

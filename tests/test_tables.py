@@ -12,7 +12,16 @@ from moesim.calibrate.cases import Cases
 from moesim.calibrate.cli import app
 from moesim.calibrate.fit import predict
 from moesim.calibrate.from_tables import bench_of, fit_kernel, profile_of, understood
-from moesim.calibrate.published import attentions, exchanges, gemms, mixtures, own_reductions, published, reductions
+from moesim.calibrate.published import (
+    attentions,
+    dispatches,
+    exchanges,
+    gemms,
+    mixtures,
+    own_reductions,
+    published,
+    reductions,
+)
 from moesim.calibrate.ranking import ranked
 from moesim.calibrate.tables import DEVICES, NODES, STAMPS, folder_of, read_table, tables_of
 from worlds import uncalibrated
@@ -73,6 +82,35 @@ def test_reductions_of_frameworks_are_read_as_replayed_in_a_graph(tmp_path: Path
     (found,) = own_reductions(folder(tmp_path), "h100_sxm")
     assert (found.key, found.kernel) == ("all_reduce/nvlink", "vllm 0.24.0 custom_graph")
     assert found.inputs["size"].tolist() == [256.0, 512.0, 1024.0]
+
+
+def low_latency(**changes: object) -> dict[str, object]:
+    tokens, nodes, experts = (grid.ravel() for grid in np.meshgrid(np.arange(1, 25), [1, 2, 8], [16, 128]))
+    times = {f"{way}_avg_t_us": 10.0 + 0.05 * tokens for way in ("dispatch", "combine")}
+    sizes = {"node_num": nodes, "hidden_size": 1024, "num_token": tokens, "num_topk": 4, "num_experts": experts}
+    return {"kernel_source": "deepep", **sizes, **times, **changes}
+
+
+def test_low_latency_all_to_alls_are_read_inside_a_node_and_between_nodes(tmp_path: Path) -> None:
+    """Four fp8 rows with eight scales, 4224 bytes a token, 7/8 to other gpus; half and 7/8 of it to other nodes."""
+    rows = low_latency()
+    rows["combine_avg_t_us"][-1] = np.nan  # a row that was not timed is left out
+    write(tmp_path, "comm/sglang/wideep_deepep_ll", rows, "0.5.6")
+    found = {cases.key: cases for cases in dispatches(folder(tmp_path), "h100_sxm")}
+    assert list(found) == ["dispatch/nvlink", "dispatch/rail", "combine/nvlink", "combine/rail"]
+    assert [len(cases) for cases in found.values()] == [24, 48, 24, 47]
+    assert sorted(found["dispatch/nvlink"].inputs["moved"] / 4224) == [tokens * 7 / 8 for tokens in range(1, 25)]
+    between = found["dispatch/rail"]
+    assert {name: (v.min(), v.max()) for name, v in between.inputs.items()} == {
+        "moved": (2112.0, 24 * 3696.0), "messages": (8.0, 56.0), "experts": (128.0, 128.0), "ranks": (16.0, 64.0)
+    }  # fmt: skip
+    assert between.seconds.min() == pytest.approx(10.05e-6)
+
+
+def test_low_latency_fits_are_those_of_the_framework_that_brings_the_kernels(tmp_path: Path) -> None:
+    write(tmp_path, "comm/sglang/wideep_deepep_ll", low_latency(), "0.5.6")
+    found = profile_of("h100_sxm", tmp_path)
+    assert set(found) == {f"{way}/{tier}@sglang" for way in ("dispatch", "combine") for tier in ("nvlink", "rail")}
 
 
 def test_rows_measured_twice_are_one_and_the_newest_version_counts(tmp_path: Path) -> None:

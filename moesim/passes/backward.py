@@ -12,7 +12,14 @@ from dataclasses import replace
 from moesim.schedules.ops import AllToAll, Attend, Elementwise, Gemm, Grouped, Op, Reduce
 from moesim.schedules.schedule import Schedule, Task, series
 
-_ADJOINT = {"all_reduce": "all_reduce", "reduce_scatter": "all_gather", "all_gather": "reduce_scatter"}
+_ADJOINT = {
+    "all_reduce": "all_reduce",
+    "reduce_scatter": "all_gather",
+    "all_gather": "reduce_scatter",
+    "all_to_all": "all_to_all",
+    "dispatch": "combine",
+    "combine": "dispatch",
+}
 
 
 def with_backward(forward: Schedule, again: Callable[[Task], bool] | None = None) -> Schedule:
@@ -94,7 +101,7 @@ def gradients(op: Op) -> tuple[Op, ...]:
         case Elementwise():
             return (replace(op, traffic=op.traffic * 1.5),)
         case AllToAll():
-            return (replace(op, sent=op.received, received=op.sent),)
+            return (replace(op, sent=op.received, received=op.sent, way=_ADJOINT[op.way]),)
         case Reduce():
             return (replace(op, form=_ADJOINT[op.form]),)
         case _:

@@ -174,12 +174,19 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AllToAll:
-    """Bytes each rank sends and receives on each tier, and messages it posts there, made from an `Exchange`."""
+    """Bytes each rank sends and receives on each tier, and messages it posts there, made from an `Exchange`.
+
+    `way` is ``dispatch`` or ``combine`` where each row goes straight to its expert or comes straight back, which
+    frameworks may have kernels of their own for; else ``all_to_all``. `slots` is how many experts, copies included, all
+    ranks hold then.
+    """
 
     tiers: tuple[str, ...]
     sent: Float[np.ndarray, "tier ..."]
     received: Float[np.ndarray, "tier ..."]
     messages: Float[np.ndarray, "tier ..."]
+    way: str = "all_to_all"
+    slots: int = 0
 
     def split(self, parts: int) -> tuple[AllToAll, ...]:
         """Cut the bytes; every part posts all the messages."""

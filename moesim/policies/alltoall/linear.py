@@ -17,7 +17,8 @@ class Linear:
     """Post one message to each other rank, over the innermost tier that joins the two.
 
     NCCL's plain algorithm, and the one that Tutel starts from (Hwang et al., "Tutel", MLSys 2023). A rank's rows for
-    itself cost nothing; a peer that gets no rows still gets its message.
+    itself cost nothing; a peer that gets no rows still gets its message. A framework whose own kernels send each row
+    straight to its expert (DeepEP's low-latency ones) is priced by those, where they were measured.
     """
 
     replicated: ClassVar[bool] = False
@@ -42,6 +43,8 @@ class Linear:
             sent=sent,
             received=received,
             messages=messages(marks.sum(axis=1), sent),
+            way="combine" if op.reverse else "dispatch",
+            slots=len(op.rows),
         )
         return (Phase(op=exchange, group="ep", stream="comm"),)
 

@@ -21,25 +21,31 @@ ByTier = Shaped[np.ndarray, "tier ..."]
 
 ROUNDS: Mapping[str, float] = MappingProxyType({"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0})
 """How often a ring passes the buffer around (nccl-tests, PERFORMANCE.md)."""
+WAYS = ("all_to_all", "dispatch", "combine")
+"""All-to-alls that may have fits of their own; the last two fall back on the first."""
 PROTOCOLS = ("ll", "ll128", "simple")
 """NCCL's protocols, from the lowest latency to the highest bandwidth."""
 RING = 8
 """Ranks up to which a ring is assumed; beyond, latency grows by tree levels (NCCL 2.4's double binary trees)."""
 
 
-def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tiers: Sequence[Tier]) -> Time:
+def all_to_all(
+    moved: ByTier, messages: ByTier, *, params: Sequence[Params], tiers: Sequence[Tier], slots: int = 0
+) -> Time:
     """An all-to-all ends on a rank when its busiest tier has moved all it sends and receives.
 
     max over tiers of softmin(simple, ll), with moved / messages the part of a peer and
 
-    simple = launch + latency + messages x per_message + copy x part + moved / (efficiency x bandwidth)
-    ll     = ll_launch + latency + messages x per_message + ll_copy x part + moved / (ll_efficiency x bandwidth)
+    start  = latency + messages x per_message + log2(1 + messages) x per_doubling + slots x per_slot
+    simple = launch + start + copy x part + moved / (efficiency x bandwidth)
+    ll     = ll_launch + start + ll_copy x part + moved / (ll_efficiency x bandwidth)
 
     The node's own tiers and the network move bytes side by side, and both directions of a link at once, so `moved` is
     the larger of sent and received. What goes further than one tier of the network has crossed it (`carried`), so each
     of them counts what leaves by the same card. A tier without messages has nothing to start; a rank without any still
     takes the launch of the innermost tier. `ll`, NCCL's protocol for small parts, one thread block a peer, is left out
     where its efficiency is 0: on machines whose collectives nobody has measured, and for kernels that are not NCCL's.
+    DeepEP's low-latency kernels start by the doublings of the ranks they reach and by the experts they send to.
 
     Functional form of docs/background/evidence.md, sections 4, 5 and 10 (NCCL; DeepEP; FasterMoE's bottleneck rank,
     PPoPP 2022).
@@ -47,36 +53,46 @@ def all_to_all(moved: ByTier, messages: ByTier, *, params: Sequence[Params], tie
     Parameters
     ----------
     moved, messages : per tier, bytes and messages that each rank has on it, those on their way further out included
-    params : per tier, launch and ll_launch (s), latency (s), per_message (s), copy and ll_copy (s per byte),
-        efficiency and ll_efficiency
+    params : per tier, launch, ll_launch, latency, per_message, per_doubling and per_slot (s), copy and ll_copy
+        (s per byte), efficiency and ll_efficiency
     tiers : the tiers
+    slots : experts that rows are sent to, copies included
 
     Examples
     --------
     >>> tier = Tier(name="nvlink", ranks=8, bandwidth=10.0, latency=0.0)
-    >>> fit = {"launch": 1.0, "latency": 0.5, "per_message": 0.25, "copy": 0.0, "efficiency": 0.5, "ll_efficiency": 0.0}
+    >>> off = dict.fromkeys(("per_doubling", "per_slot", "copy", "ll_efficiency"), 0.0)
+    >>> fit = {"launch": 1.0, "latency": 0.5, "per_message": 0.25, "efficiency": 0.5, **off}
     >>> all_to_all(np.array([[20.0, 10.0]]), np.array([[2.0]]), params=[fit], tiers=[tier])
     array([6., 4.])
     """
     slowest = None
     for i, (fit, tier) in enumerate(zip(params, tiers, strict=True)):
-        time = _crossing(moved[i], messages[i], fit["launch"] if slowest is None else 0.0, fit, tier)
+        start = _started(messages[i], slots, fit)
+        if slowest is None:
+            start = np.maximum(start, fit["launch"])
+        time = _crossing(moved[i], messages[i], start, fit, tier)
         slowest = time if slowest is None else np.maximum(slowest, time, out=fitting(slowest, time))
     return np.asarray(slowest)
 
 
-def _crossing(moved: Size, messages: Size, least: float, fit: Params, tier: Tier) -> Time:
-    """Time on one tier, of which a rank without messages still takes `least`."""
-    start = (messages > 0) * (fit["launch"] + fit["latency"]) + messages * fit["per_message"]
-    start = np.maximum(start, least)
+def _started(messages: Size, slots: int, fit: Params) -> Time:
+    """Time until all messages on a tier are on their way; none where there are none."""
+    start = (messages > 0) * (fit["launch"] + fit["latency"] + slots * fit["per_slot"]) + messages * fit["per_message"]
+    if not fit["per_doubling"]:
+        return np.asarray(start)
+    return np.asarray(start + np.log2(1.0 + messages) * fit["per_doubling"])
+
+
+def _crossing(moved: Size, messages: Size, start: Time, fit: Params, tier: Tier) -> Time:
+    """Time on one tier from the launch to the last byte."""
     time = moved / (fit["efficiency"] * tier.bandwidth)
     time = np.add(time, start, out=fitting(time, start))
-    if not (fit["copy"] or fit["ll_efficiency"]):
-        return time
-    part = moved / np.maximum(messages, 1.0)
-    time = time + part * fit["copy"]
+    part = moved / np.maximum(messages, 1.0) if fit["copy"] or fit["ll_efficiency"] else moved
+    if fit["copy"]:
+        time = np.asarray(time + part * fit["copy"])
     if not fit["ll_efficiency"]:
-        return np.asarray(time)
+        return time
     quick = start + (fit["ll_launch"] - fit["launch"]) * (start > 0)
     return softest([time, quick + part * fit["ll_copy"] + moved / (fit["ll_efficiency"] * tier.bandwidth)])
 

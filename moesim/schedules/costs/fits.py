@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from moesim.ground.errors import MoesimError, nearest
 from moesim.ground.units import Source, weakest
-from moesim.schedules.costs.collectives import ROUNDS
+from moesim.schedules.costs.collectives import ROUNDS, WAYS
 from moesim.schedules.costs.kernels import Time
 from moesim.schedules.costs.priors import compute_dtype, host_prior, kernel_prior, tier_prior
 from moesim.world.formats import LIKE
@@ -36,14 +36,19 @@ def fit_of(device: Device, operation: str, dtype: str = "bf16", kernel: str = "d
     return replace(found, source=source)
 
 
+_SHARED = {"reduce": tuple(ROUNDS), "all_to_all": WAYS}
+"""Forms of transfers, and which operations are priced by them."""
+
+
 def fit_of_tier(device: Device, operation: str, tier: Tier) -> Fit:
     """Return the fit of a transfer on a tier, keyed "operation/tier" or "operation", else the datasheet prior.
 
-    An all-reduce, a reduce-scatter and an all-gather may each have one, and share that of "reduce" where not.
+    An all-reduce, a reduce-scatter and an all-gather may each have one, and share that of "reduce" where not; so do a
+    dispatch and a combine, and share that of "all_to_all".
     """
-    names = (operation, "reduce") if operation in ROUNDS else (operation,)
-    keys = tuple(key for name in names for key in (f"{name}/{tier.name}", name))
-    return _found(device.fits, keys, tier_prior(names[-1], tier))
+    form = next((form for form, ones in _SHARED.items() if operation in ones), operation)
+    keys = tuple(key for name in dict.fromkeys((operation, form)) for key in (f"{name}/{tier.name}", name))
+    return _found(device.fits, keys, tier_prior(form, tier))
 
 
 def _found(fits: Mapping[str, Fit], keys: tuple[str, ...], prior: Fit) -> Fit:

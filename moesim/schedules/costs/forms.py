@@ -13,6 +13,7 @@ from moesim.ground.errors import MoesimError
 from moesim.schedules.costs.attention import attention, attention_loads
 from moesim.schedules.costs.collectives import (
     ROUNDS,
+    WAYS,
     all_to_all,
     all_to_all_loads,
     all_to_all_rate,
@@ -298,14 +299,21 @@ def way(tier: str, op: Copy) -> str:
     return tier + OUTWARD if outward else tier
 
 
+def _all_to_all_fits(op: AllToAll, machine: Machine) -> Mapping[str, Fit]:
+    """Name the fits of the tiers: those of a way of its own where the device has them."""
+    own = {name: f"{op.way}/{name}" in machine.device.fits for name in op.tiers}
+    return {f"{op.way if own[name] else 'all_to_all'}/{name}": machine.transfer(op.way, name) for name in op.tiers}
+
+
 def _price_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, Demand]:
     outside = [name in machine.networked for name in op.tiers]
     moved = np.maximum(carried(op.sent, outside), carried(op.received, outside))
     time = all_to_all(
         moved,
         carried(op.messages, outside),
-        params=[machine.transfer("all_to_all", name).params for name in op.tiers],
+        params=[machine.transfer(op.way, name).params for name in op.tiers],
         tiers=[machine.tier(name) for name in op.tiers],
+        slots=op.slots,
     )
     return time, dict(zip(op.tiers, moved, strict=True))
 
@@ -315,7 +323,7 @@ def _load_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, ...]:
     return all_to_all_loads(
         carried(op.sent, outside),
         carried(op.received, outside),
-        params=[machine.transfer("all_to_all", name).params for name in op.tiers],
+        params=[machine.transfer(op.way, name).params for name in op.tiers],
         tiers=[machine.tier(name) for name in op.tiers],
     )
 
@@ -347,8 +355,8 @@ def capacity(tier: Tier, machine: Machine) -> float:
     if tier.name in MEMORY_TIERS:
         return machine.transfer("copy", tier.name).params["efficiency"] * tier.bandwidth
     sent = machine.transfer("send", tier.name).params["efficiency"] * tier.bandwidth
-    exchanged = all_to_all_rate(machine.transfer("all_to_all", tier.name).params, tier)
-    return max(sent, exchanged, *(reduce_rate(machine.transfer(form, tier.name).params, tier) for form in ROUNDS))
+    exchanged = (all_to_all_rate(machine.transfer(way, tier.name).params, tier) for way in WAYS)
+    return max(sent, *exchanged, *(reduce_rate(machine.transfer(form, tier.name).params, tier) for form in ROUNDS))
 
 
 FORMS: Mapping[type[Op], Form] = MappingProxyType(
@@ -405,8 +413,8 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
         AllToAll: Form(
             sizes=("sent", "received", "messages"),
             inner=("sent", "received", "messages"),
-            alike=lambda op: op.tiers,
-            fits=lambda op, machine: {f"all_to_all/{name}": machine.transfer("all_to_all", name) for name in op.tiers},
+            alike=lambda op: (op.tiers, op.way, op.slots),
+            fits=_all_to_all_fits,
             price=_price_all_to_all,
             loads=_load_all_to_all,
         ),

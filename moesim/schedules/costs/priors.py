@@ -77,7 +77,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "elementwise": ("launch", "bandwidth"),
         "host": ("call",),
         "all_to_all": (
-            *("launch", "latency", "per_message", "copy", "efficiency"),
+            *("launch", "latency", "per_message", "per_doubling", "per_slot", "copy", "efficiency"),
             *("ll_launch", "ll_copy", "ll_efficiency"),
         ),
         "reduce": (
@@ -113,6 +113,8 @@ RING_COPY = 1.2e-12  # section 4: 1.2 ns per KB of local copy
 LL_COPY = 1.5e-10  # section 10: 6 GB/s to each peer on Hopper, 5 on Blackwell
 ALL_TO_ALL_LAUNCH = 11e-6  # section 5: 11-15 us inside a node
 PER_MESSAGE = 0.1e-6  # assumed, after DeepEP's published EP16 to EP256: about 20 us for 240 more peers
+PER_DOUBLING = 3e-6  # section 5: 2 to 4 us for each doubling of the nodes
+PER_EXPERT = 1e-8  # section 10: 0.007 to 0.014 us for each expert that DeepEP's low-latency kernels send to
 SEND_LAUNCH = 5e-6  # assumed, as LL
 
 
@@ -209,7 +211,8 @@ def tier_prior(operation: str, tier: Tier) -> Fit:
         "copy": RING_COPY,
     }
     if operation == "all_to_all":
-        params |= dict.fromkeys(("copy", "ll_launch", "ll_copy", "ll_efficiency"), 0.0)
+        off = ("per_doubling", "per_slot", "copy", "ll_launch", "ll_copy", "ll_efficiency")
+        params |= dict.fromkeys(off, 0.0)
     # Section 6: NCCL 26.9 %; copies assumed.
     return _derived(operation, params, 0.15 if copying else 0.24, tier.name)
 
@@ -225,6 +228,20 @@ def nccl_prior(tier: Tier) -> Fit:
     shared = {name: protocols[name] for name in ("copy", "ll_launch", "ll_efficiency")}
     own = {"ll_copy": LL_COPY, "launch": SIMPLE_LAUNCH}
     return replace(plain, params=MappingProxyType({**plain.params, **shared, **own}))
+
+
+def deepep_prior(tier: Tier) -> Fit:
+    """Derive the fit of DeepEP's low-latency kernels on a tier, from which it is fitted.
+
+    They start by doublings of the ranks they reach and by experts, not by messages.
+
+    Returns
+    -------
+    a fit of source kind ``derived`` with an empty box
+    """
+    plain = tier_prior("all_to_all", tier)
+    own = {"per_message": 0.0, "per_doubling": PER_DOUBLING, "per_slot": PER_EXPERT}
+    return replace(plain, params=MappingProxyType({**plain.params, **own}))
 
 
 def host_prior(node: Node) -> Fit:
