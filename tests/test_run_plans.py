@@ -12,7 +12,7 @@ from moesim.validate.layers.spec import from_json
 from moesim.validate.run.batches import choices, counts_of, tokens_of, used
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, read_bundle, write_bundle
 from moesim.validate.run.choosing import crossings, named, pairs_of, picks, rivals, spread
-from moesim.validate.run.commands import planned
+from moesim.validate.run.commands import Wanted, planned
 from moesim.validate.run.course import Rebuild, walked
 from moesim.validate.run.figure import figure
 from moesim.validate.run.machine import CABLE, on_machine
@@ -20,8 +20,9 @@ from moesim.validate.run.page import page, parts_of
 from moesim.validate.run.planning import Asked, Planned, plan, write
 from moesim.validate.run.predicting import forecast, without
 from moesim.validate.run.results import Measured, read_results
-from moesim.validate.run.scores import compare, scored, summary
+from moesim.validate.run.scores import compare, real, scored, summary
 from moesim.validate.run.suite import Run, runs_of
+from moesim.validate.run.waiting import waiting_in
 
 from moesim import load_study
 from moesim.ground.errors import InputError, PlanError
@@ -345,6 +346,49 @@ def test_a_course_tells_what_it_stood_still_for(tmp_path):
     course = replace(compared, bundle=replace(compared.bundle, trials=tuple(trials)))
     assert parts_of(course, "a")["compile"] == (0.0, 3.0)
     assert "compile" not in parts_of(compared, "a")
+
+
+def test_one_gpu_multiplies_all_experts_at_once_and_captures_what_is_fixed():
+    """Where experts stay; those of a cache come one by one, and neither shape is fixed."""
+    folder = Path(__file__).parents[1] / "validate" / "cases" / "measured" / "scenarios"
+    asked = Asked(setting=Setting(device="cuda", graphed=True), profile="nvidia/hgx-h200", batch=64)
+    specs = [from_json(trial.spec) for trial in plan(load_study(folder / "gpu-gating.yaml"), asked).bundle.trials]
+    assert {each.gating for each in specs} == {"grouped", "sparse", "static"}
+    assert all(each.graphed == each.static and each.ranks == 1 for each in specs)
+    cached = [from_json(trial.spec) for trial in plan(load_study(folder / "gpu-caches.yaml"), asked).bundle.trials]
+    assert all((each.gating == "dynamic") == (each.cache is not None) for each in cached)
+    assert not any(each.graphed for each in cached)
+
+
+def test_where_no_link_can_be_made_slow_it_is_emulated_unless_only_predicted(monkeypatch):
+    monkeypatch.setattr("moesim.validate.run.links.available", lambda: "no namespace could be made")
+    one = Run(scenario="x", ranks=2, nodes=2, link=1e8)
+    wanted = Wanted(like=one, device="cpu")
+    setting = wanted.asked(Path("x"), one).setting
+    assert (setting.link, setting.rate) == ("emulated", 1e8)
+    assert setting.latency > 0
+    assert replace(wanted, predict_only=True).asked(Path("x"), one).setting.link == "kernel"
+    assert wanted.asked(Path("x"), replace(one, emulated=True)).setting == setting
+    assert wanted.asked(Path("x"), replace(one, nodes=1, link=0.0)).setting.link == "plain"
+
+
+def test_emulated_links_are_scored_apart(tmp_path):
+    folder = written(tmp_path / "b", {"a": 1.0, "b": 1.5}, {"a": [1.0] * 3, "b": [2.0] * 3, "a (again)": [1.0] * 3})
+    compared = compare(folder)
+    waited = replace(compared, bundle=replace(compared.bundle, setting=Setting(nodes=2, rate=1e8, link="emulated")))
+    assert real([compared, waited]) == [compared]
+    text = page([("here", [compared, waited])])
+    assert "| link | all real links | plain | emulated |" in text
+    assert "joined at 100 MB/s by waiting (emulated)" in text
+
+
+def test_predictions_that_wait_for_a_machine_are_on_the_page(tmp_path):
+    folder = written(tmp_path / "gpu" / "b", {"a": 1.0, "b": 1.5}, {"a": [1.0]})
+    assert waiting_in(tmp_path) == {}
+    (folder / "results.jsonl").unlink()
+    text = page([], waiting_in(tmp_path))
+    assert "## gpu" in text
+    assert "| b | 2 | 1 | 1000 ms to 1500 ms |" in text
 
 
 def test_results_cut_off_before_their_first_line_say_what_to_do(tmp_path):

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from .bundle import COMPILE, Setting
 from .scores import LARGE, Compared, Scored, Summary, real, scored, summary
-from .waiting import waiting
+from .waiting import milliseconds, waiting
 
 HEAD = """# Predicted and measured
 
@@ -150,9 +150,11 @@ def _section(compared: Compared) -> Iterator[str]:
         told = compared.predictions[name]
         inside = "yes" if told.low <= each.seconds <= told.high else "no"
         label = f"**{name}** (the pick)" if name == bundle.pick else name
-        expected = f"{_time(told.seconds)} | {_time(told.low)}-{_time(told.high)}"
+        expected = f"{milliseconds(told.seconds)} | {milliseconds(told.low)}-{milliseconds(told.high)}"
         error = f"{told.seconds / each.seconds - 1:+.0%}"
-        seen = f"{_time(each.seconds)} | {_percent(each.spread)} | {error} | {inside} | {each.memory / 1e6:.0f} MB"
+        seen = (
+            f"{milliseconds(each.seconds)} | {_percent(each.spread)} | {error} | {inside} | {each.memory / 1e6:.0f} MB"
+        )
         yield f"| {label} | {expected} | {seen} |"
     for name, why in compared.failed.items():
         yield f"| {name} | | | failed: {why} | | | | |"
@@ -217,7 +219,7 @@ def described(setting: Setting) -> str:
     """
     ranks = f"{setting.ranks} rank{'s' * (setting.ranks > 1)} on {setting.device}"
     if setting.nodes == 1:
-        return ranks
+        return f"{ranks}, fixed shapes captured as graphs and replayed" if setting.graphed else ranks
     how = "by the kernel" if setting.link == "kernel" else f"by waiting ({setting.link})"
     return f"{ranks}, on {setting.nodes} nodes joined at {setting.rate / 1e6:.0f} MB/s {how}"
 
@@ -247,15 +249,3 @@ def _percent(share: float) -> str:
     ('12.3%', '-')
     """
     return f"{share:.1%}" if math.isfinite(share) else "-"
-
-
-def _time(seconds: float) -> str:
-    """Write milliseconds in three digits.
-
-    Examples
-    --------
-    >>> _time(0.0123456), _time(1.5)
-    ('12.3 ms', '1500 ms')
-    """
-    value = seconds * 1e3
-    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

@@ -27,6 +27,18 @@ def waiting(machines: Mapping[str, Sequence[Path]]) -> Iterator[str]:
         for folder in folders:
             held, told = read_bundle(folder), read_predictions(folder)
             seconds = [each.seconds for each in told.values()]
-            times = f"{1e3 * min(seconds):.3g} to {1e3 * max(seconds):.3g} ms"
+            times = f"{milliseconds(min(seconds))} to {milliseconds(max(seconds))}"
             yield f"| {folder.name} | {len(told)} | {len(held.pairs)} | {times} |"
         yield ""
+
+
+def milliseconds(seconds: float) -> str:
+    """Write milliseconds in three digits.
+
+    Examples
+    --------
+    >>> milliseconds(0.0123456), milliseconds(1.5)
+    ('12.3 ms', '1500 ms')
+    """
+    value = seconds * 1e3
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
