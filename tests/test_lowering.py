@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from moesim.passes.columns import stage_layers
 from moesim.passes.exchanges import Routed
 from moesim.passes.groups import labels
-from moesim.passes.lowering import arrange, lower
+from moesim.passes.lowering import arrange, distinct_blocks, lower
 from moesim.passes.presence import home_tokens
+from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.plans.plan import Parallel, Policy, Pool
 from moesim.schedules.ops import AllToAll, Attend, Elementwise, Gemm, Grouped, Reduce
 from moesim.schedules.schedule import Schedule, Task
 from moesim.world.attention import Cross, Linear, Window
+from moesim.world.generators import Recorded
 from moesim.world.model import Moe
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, decoding, mixed, prompts
@@ -503,3 +505,22 @@ def test_plans_of_one_structure_are_lowered_as_each_alone() -> None:
                     np.testing.assert_array_equal(tokens[0], stacked[plan if len(stacked) > 1 else 0])
                 case _:
                     assert type(task.op) is type(other.op)
+
+
+def test_every_layer_s_own_placement_says_how_many_nodes_a_token_touches():
+    """Two layers of 4 experts, top 2, on 4 ranks of two nodes; what is chosen together is together in one of them."""
+    choices = np.array([[[[0, 1]] * 3 + [[2, 3]], [[0, 1]] * 3 + [[2, 3]]]])
+    routing = Recorded(choices=choices, experts=4)
+    placed = np.array([[0, 1, 2, 3], [0, 2, 1, 3]])
+    layout = Layout(
+        expert_of_slot=placed,
+        rank_of_slot=np.arange(4),
+        capacity=np.full((2, 4), NO_LIMIT),
+        resident=np.ones((2, 4), bool),
+        r=np.ones(2, int),
+        degree=np.ones(2, int),
+        alltoall=("deduplicated",) * 2,
+    )
+    assert distinct_blocks(routing, layout, 1, (2,)) == {1: 2.0, 2: 1.5}
+    assert distinct_blocks(routing.only([1]), layout, 1, (2,), [1]) == {1: 2.0, 2: 2.0}
+    assert distinct_blocks(routing.only([0, 0]), layout, 1, (2,), [0, 0]) == {1: 2.0, 2: 1.0}

@@ -288,5 +288,5 @@ def _routed(scenario: Scenario, pool: Pool, setup: Setup, batch: Batch, half: in
     return Routed(
         counts=counts,
         layer_of=np.repeat(layers[:, None], len(totals), axis=1),
-        distinct=distinct_blocks(sample, layout, pool.parallel.etp, sizes),
+        distinct=distinct_blocks(sample, layout, pool.parallel.etp, sizes, layers.tolist()),
     )

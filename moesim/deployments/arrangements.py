@@ -139,7 +139,8 @@ class Arrangements:
             node = self.scenario.hardware.offer(pool.node).node
             sizes = [size for _, size in reach(node, self.scenario.hardware.fabric)]
             layout = self.layout(pool, tokens)
-            self._distinct[key] = distinct_blocks(self.sample, layout, pool.parallel.etp, sizes)
+            layers = None if self.held is not None else self.layers
+            self._distinct[key] = distinct_blocks(self.sample, layout, pool.parallel.etp, sizes, layers)
         return self._distinct[key]
 
     def _place(self, pool: Pool) -> Hashable:

@@ -101,15 +101,27 @@ def sampled_layers(layers: int, draws: int) -> Int[np.ndarray, "draw"]:
     return (np.arange(draws) * layers + layers // 2) // draws
 
 
-def distinct_blocks(routing: Routing, layout: Layout, etp: int, sizes: Sequence[int]) -> Mapping[int, float]:
+def distinct_blocks(
+    routing: Routing, layout: Layout, etp: int, sizes: Sequence[int], layers: Sequence[int] | None = None
+) -> Mapping[int, float]:
     """Mean number of different blocks of ranks that one token's experts live in, by ranks per block.
 
-    An expert with copies counts where its first copy lives. The first MoE layer's placement stands for all.
+    Every layer counts with its own placement. An expert with copies counts where its first copy lives.
+
+    Parameters
+    ----------
+    layers : MoE layers of the layout that those of the routing are; all, in order, where left out
     """
-    slots = layout.expert_of_slot[0]
-    _, first = np.unique(slots, return_index=True)
-    rank_of_expert = layout.rank_of_slot[first] * etp
-    return {size: float(routing.distinct(rank_of_expert // size).mean()) for size in (1, *sizes)}
+    placed = layout.expert_of_slot[np.arange(routing.layers) if layers is None else list(layers)]
+    alike, kind = np.unique(placed, axis=0, return_inverse=True)
+    touched = dict.fromkeys((1, *sizes), 0.0)
+    for number, slots in enumerate(alike):
+        part = routing.only(np.flatnonzero(kind.reshape(-1) == number).tolist())
+        _, first = np.unique(slots, return_index=True)
+        rank_of_expert = layout.rank_of_slot[first] * etp
+        for size in touched:
+            touched[size] += float(part.distinct(rank_of_expert // size).sum()) / routing.layers
+    return touched
 
 
 Part = Literal["whole", "forward", "weights", "beside"]

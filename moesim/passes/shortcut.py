@@ -67,7 +67,7 @@ def thin(
     """
     begin = stream(0, "thinned").random(len(counts)).reshape(-1, *(1,) * (counts.ndim - 1))
     turn = np.arange(counts.shape[-2])[:, None] * GOLDEN
-    passed = np.floor(np.cumsum(np.rint(counts), axis=-1) * share + (begin + turn) % 1.0 + FORGIVEN)
+    passed = np.floor(np.cumsum(counts, axis=-1) * share + (begin + turn) % 1.0 + FORGIVEN)
     return np.diff(passed, axis=-1, prepend=0.0).astype(np.int64)
 
 
