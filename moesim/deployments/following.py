@@ -290,23 +290,31 @@ class Followed:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Visits:
-    """Notes the layout of every step, for all of them to be priced together.
+    """Notes from which step on each layout is in force, for all steps to be priced together.
 
     Prices decide nothing where no policy profiles and no step's length says when a change is in force.
     """
 
+    begins: list[int] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
 
     def __call__(self, layout: Layout, step: int) -> Float[np.ndarray, "layer"]:
         """Note a step's layout, and leave its price open."""
-        self.layouts.append(layout)
+        if not self.layouts or layout is not self.layouts[-1]:
+            self.begins.append(step)
+            self.layouts.append(layout)
         return OPEN
 
     def priced(self, prices: Phases) -> Float[np.ndarray, "step"]:
         """Price all steps."""
-        rows = prices.trace.rows.tolist()
-        prices.fill(zip(self.layouts, rows, strict=True))
-        return np.array([prices.whole(layout, row) for layout, row in zip(self.layouts, rows, strict=True)])
+        spans = np.split(prices.trace.rows, self.begins[1:])
+        visited = [(layout, np.unique(span)) for layout, span in zip(self.layouts, spans, strict=True)]
+        prices.fill((layout, phase) for layout, phases in visited for phase in phases.tolist())
+        found = []
+        for (layout, phases), span in zip(visited, spans, strict=True):
+            each = np.array([prices.whole(layout, phase) for phase in phases.tolist()])
+            found.append(each[np.searchsorted(phases, span)])
+        return np.concatenate(found)
 
 
 def follow(watched: Watched) -> Followed:
