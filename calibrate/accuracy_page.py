@@ -41,14 +41,15 @@ _MISSING = """
 - NCCL: tables hold isolated times of 16 to 18 us between neighbors of 7 us, scored like all others; between two of its
   protocols times are flat where the form bends.
 - DeepEP's combine inside one node bends from its start to its bytes, by layouts; there the form is a straight line.
-- Devices carried over go by forms alone. Four points of its own make one worse than datasheet ratios alone: they are
-  trusted too much.
+- Devices carried over go by forms alone. How much a device's own points count against its sibling follows from how well
+  the sibling tells them; four of them, which lie at the ends of their ranges, can still make a device worse. Of
+  B200 only 16 points are asked; ratios cannot tell its latencies.
 
 ## What is not scored
 
 - DeepEP's kernels for many tokens (normal), and what vLLM and TensorRT-LLM timed of any of its kernels: it was the host
   that was timed.
-- B200 is scored only as carried over from H100; other devices are not scored.
+- B200 is scored only as carried over from H100, and was looked at while forms were chosen; others are not scored.
 """
 _COLUMNS = (
     "| operation | system | kernel | points | rows | MAPE | median | 90th | reach | record | | inside | width | score |"

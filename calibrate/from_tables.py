@@ -19,7 +19,7 @@ from .choose import split
 from .fastest import Fitted
 from .fit import Bench, fit_cases
 from .published import published
-from .ranking import by_key, framework_of, ranked
+from .ranking import by_key, framework_of, quickest, ranked
 from .residual import with_residual
 from .spread import residuals, with_spread
 from .tables import DEVICES, NODES, ORIGIN, folder_of
@@ -41,12 +41,20 @@ def bench_of(system: str, cases: Cases) -> Bench:
     return Bench(device=bare, tier=next(tier for tier in tiers if tier.name == cases.kind))
 
 
-def fit_kernel(system: str, cases: Cases, *, among: int = 1) -> Fitted:
+def fit_kernel(system: str, cases: Cases, *, others: Sequence[Cases] = ()) -> Fitted:
     """Fit one kernel on the split's points and find how wrong it is on others.
 
     The fit is made of points of all families of shapes. How wrong it is on families not seen shows in a second fit, to
-    one half of them, on the other half. The fit's source says among how many kernels of its framework it was chosen.
+    one half of them, on the other half. Which of a framework's kernels runs is not known, so that their disagreement
+    counts, too: each point once with its own time, and once with that of the kernel that was quickest there.
+
+    Parameters
+    ----------
+    system : as in `tables.DEVICES`
+    cases : the kernel's points
+    others : kernels of the same framework among which it was chosen
     """
+    among = 1 + len(others)
     bench = bench_of(system, cases)
     chosen = f", the fastest of {among}" if among > 1 else ""
     title = f"{ORIGIN}: {cases.kernel}{chosen}"
@@ -58,7 +66,9 @@ def fit_kernel(system: str, cases: Cases, *, among: int = 1) -> Fitted:
     parts = split(cases, number, seed=f"{SEED} spread", families=held_out, most=UNSEEN)
     fitted, held = cases.take(parts.fitted), cases.take(np.concatenate([parts.spread, parts.scored]))
     other = with_residual(fit_cases(fitted, bench), fitted, bench)
-    return Fitted(cases=cases, bench=bench, fit=with_spread(fit, residuals(held, bench, other), held.family))
+    left = [residuals(points, bench, other) for points in (held, quickest(held, others))]
+    fit = with_spread(fit, np.concatenate(left), np.tile(held.family, len(left)))
+    return Fitted(cases=cases, bench=bench, fit=fit)
 
 
 UNSEEN = 500
@@ -99,7 +109,7 @@ def profile_of(
 def _first(system: str, kernels: Sequence[Cases], told: Callable[[Fitted], None]) -> Fitted | None:
     """Fit kernels in turn until their form describes one."""
     for cases in kernels:
-        one = fit_kernel(system, cases, among=len(kernels))
+        one = fit_kernel(system, cases, others=[other for other in kernels if other is not cases])
         told(one)
         if understood(one.fit):
             return one

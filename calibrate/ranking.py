@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,18 @@ def ranked(kernels: Sequence[Cases]) -> list[Cases]:
     above = (shared.log - shapes.log.transform("min").loc[shared.index]).groupby(shared.kernel).mean()
     order = sorted(range(len(kernels)), key=lambda one: (above.get(one, np.inf), -len(kernels[one])))
     return [kernels[one] for one in order]
+
+
+def quickest(cases: Cases, others: Sequence[Cases]) -> Cases:
+    """Return points with the time of the kernel that was the quickest at each, which who tunes would run."""
+    if not others:
+        return cases
+    own = _points(cases, 0)
+    sizes = [name for name in own.columns if name not in ("kernel", "log")]
+    theirs = pd.concat([_points(one, number) for number, one in enumerate(others)])
+    least = theirs.groupby(sizes, as_index=False, sort=False).log.min()
+    found = own[sizes].merge(least, on=sizes, how="left").log.to_numpy()
+    return replace(cases, seconds=np.minimum(cases.seconds, np.exp(np.where(np.isnan(found), np.inf, found))))
 
 
 def _points(cases: Cases, number: int) -> pd.DataFrame:

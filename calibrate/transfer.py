@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
+
 from moesim.ground.units import Source
 from moesim.world.hardware import Fit
 
 from .cases import Cases
-from .fit import FEWEST, Bench, fit_cases
+from .fit import FEWEST, Bench, check, fit_cases, predict
 
-CERTAINTY = 2.0
-"""A sibling's parameters are this much surer than a datasheet's."""
+LEAST, MOST = 2.0, 8.0
+"""A sibling's parameters are at least and at most this much surer than a datasheet's."""
+TRUST = 0.5
+"""Between the two it is this over how far the device's own points lie from what is carried over, the median."""
 
 
 def carried(fit: Fit, cases: Cases, sibling: Bench, device: Bench) -> Fit:
@@ -45,7 +49,9 @@ def carried(fit: Fit, cases: Cases, sibling: Bench, device: Bench) -> Fit:
 
 
 def transferred(fit: Fit, cases: Cases, sibling: Bench, device: Bench) -> Fit:
-    """Carry a fit over and let the device's own points correct it; few points, small corrections.
+    """Carry a fit over and let the device's own points correct it: the less, the better it already tells them.
+
+    Inside one architecture four points know less than the sibling; across architectures they know more.
 
     Parameters
     ----------
@@ -57,4 +63,11 @@ def transferred(fit: Fit, cases: Cases, sibling: Bench, device: Bench) -> Fit:
     if len(cases) < FEWEST:
         return prior
     title = f"{prior.source.title}, and {len(cases)} points of its own"
-    return fit_cases(cases, device, prior=prior, certainty=CERTAINTY, title=title)
+    return fit_cases(cases, device, prior=prior, certainty=certainty_of(prior, cases, device), title=title)
+
+
+def certainty_of(prior: Fit, cases: Cases, device: Bench) -> float:
+    """Say how much surer than a datasheet's carried parameters are, by how well they tell a device's own points."""
+    check(cases, fewest=1)
+    away = float(np.median(np.abs(np.log(predict(cases, device, prior) / cases.seconds))))
+    return float(np.clip(TRUST / max(away, TRUST / MOST), LEAST, MOST))

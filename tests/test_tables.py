@@ -22,7 +22,7 @@ from moesim.calibrate.published import (
     published,
     reductions,
 )
-from moesim.calibrate.ranking import ranked
+from moesim.calibrate.ranking import quickest, ranked
 from moesim.calibrate.tables import DEVICES, NODES, STAMPS, folder_of, read_table, tables_of
 from worlds import uncalibrated
 
@@ -253,6 +253,29 @@ def test_kernels_are_compared_where_both_were_timed() -> None:
     alone = kernel("c", 1e-9, range(100, 103))
     assert [one.kernel for one in ranked([alone, slow, quick])] == ["a", "b", "c"]
     assert [one.kernel for one in ranked([alone, kernel("d", 1.0, range(200, 210))])] == ["d", "c"]
+
+
+def test_a_quicker_kernel_of_the_same_framework_is_one_that_may_run() -> None:
+    """Shapes 5 to 8 were timed on both, 5 and 6 quicker on the other."""
+    chosen, other = kernel("a", 1.0, range(1, 9)), kernel("b", 2.0, range(5, 12))
+    other.seconds[:2] = 0.25
+    assert quickest(chosen, [other]).seconds.tolist() == [*chosen.seconds[:4], 0.25, 0.25, *chosen.seconds[6:]]
+    assert quickest(chosen, []) is chosen
+
+
+def test_kernels_that_disagree_widen_the_interval() -> None:
+    """The other kernel takes half as long on every second shape: the interval grows, the fit stays."""
+    rng = np.random.default_rng(0)
+    sizes = {name: 2.0 ** rng.integers(low, 13, 120) for name, low in (("m", 0), ("n", 6), ("k", 6))}
+    known = Cases(operation="gemm", dtype="bf16", kind="", kernel="vllm a", inputs=sizes, seconds=np.ones(120),
+                  family=np.arange(120) % 5)  # fmt: skip
+    bench = bench_of("h100_sxm", known)
+    known = replace(known, seconds=predict(known, bench, bench.prior(known)))
+    other = replace(known, kernel="vllm b", seconds=known.seconds * np.tile([0.5, 2.0], 60))
+    alone, both = (fit_kernel("h100_sxm", known, others=others).fit for others in ([], [other]))
+    assert both.params == alone.params
+    assert both.point > 3 * alone.point
+    assert both.source.title.endswith("the fastest of 2, 60 points")
 
 
 def test_every_framework_runs_its_own_fastest_kernel(tmp_path: Path) -> None:
