@@ -142,6 +142,24 @@ def test_a_machine_that_nothing_was_predicted_for_says_how_it_is_done(tmp_path: 
     assert "--predict-only" in ran.stderr
 
 
+def test_a_wrong_word_stops_all_of_it(tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "moesim.validate.run.bare",
+        "--device",
+        "cpu",
+        "--only",
+        "gem",
+        "--out",
+        str(tmp_path),
+    ]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "did you mean `gemm`?" in ran.stderr
+    assert "results are in" not in ran.stderr
+
+
 def test_committed_bundles_are_those_of_the_suite_and_whole() -> None:
     """A gpu's bundles ask for one rank of a gpu, and every layer among them can be built from its description."""
     from moesim.validate.layers.spec import from_json

@@ -64,6 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
         asked = _asked(words)
         begun = time.monotonic()
         code = _calibrated(asked) if PARTS[0] in asked.parts else 0
+        if code not in (0, FAILED):
+            return code
         if PARTS[1] in asked.parts:
             code = max(code, _executed(asked, begun + asked.budget))
         _say(f"results are in {asked.folder}")

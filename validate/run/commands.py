@@ -20,7 +20,7 @@ from .figure import figure
 from .machines import AS_PROFILED, run_bundles
 from .page import page
 from .planning import Asked, measure, plan, write
-from .scores import Compared, compare, scored
+from .scores import Compared, compare, real, scored
 from .suite import Run, emulated, runs_of
 from .waiting import waiting_in
 
@@ -152,7 +152,7 @@ def compared_in(folders: Sequence[Path]) -> list[tuple[str, list[Compared]]]:
 
 
 def written(machines: Sequence[tuple[str, Sequence[Compared]]], target: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the page and, beside it, a figure for each machine."""
+    """Yield the page and, beside it, a figure for each machine, of its real links."""
     yield target, page(machines, waiting_in(HERE))
     for machine, some in machines:
-        yield target.parent / f"{machine}.svg", figure([pair for each in some for pair in scored(each)]) + "\n"
+        yield target.parent / f"{machine}.svg", figure([pair for each in real(some) for pair in scored(each)]) + "\n"
