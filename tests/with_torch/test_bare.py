@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from moesim.calibrate.machine import device_name
-from moesim.calibrate.plain import nearest
+from moesim.calibrate.machine import Speed, device_name
+from moesim.calibrate.pieces.bench import Bench, Pool
+from moesim.calibrate.plain import nearest, rows
 from moesim.calibrate.raw import Raw, read, slug
+from moesim.calibrate.suite import everything
 from moesim.validate.layers.spec import CacheSpec, LayerSpec, Reaction
 from moesim.validate.run.bundle import Bundle, Pair, Predicted, Setting, Trial, write_bundle
 from moesim.validate.run.scores import compare
@@ -85,7 +87,7 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 def test_a_bare_machine_measures_executes_and_keeps_everything(checkout: Path) -> None:
-    words = bare(checkout, "--budget", "150 s", "--points", "40", "--longest", "1 ms", "--only", "elementwise")
+    words = bare(checkout, "--budget", "150 s", "--only", "launch")
     ran = subprocess.run(
         words, cwd=checkout, env=environment(checkout), capture_output=True, text=True, timeout=300, check=False
     )
@@ -94,8 +96,7 @@ def test_a_bare_machine_measures_executes_and_keeps_everything(checkout: Path) -
     raw: Raw = read(there / "raw.jsonl")
     assert raw.samples
     assert not raw.failures
-    table = (there / "accuracy.md").read_text()
-    assert "| elementwise/bf16/norm" in table
+    assert "| operation | fitted | scored |" in (there / "accuracy.md").read_text()
     assert "moesim calibrate fit" in ran.stderr  # no scipy: fitting is done elsewhere
     for name in ("layers", "drifting"):
         compared = compare(there / name)  # against the predictions that were copied with it
@@ -176,6 +177,19 @@ def test_committed_bundles_are_those_of_the_suite_and_whole() -> None:
         if held.setting.graphed:
             assert all(each.graphed for each in specs.values() if each.static)
     assert any(json.loads((folder / "bundle.json").read_text())["setting"]["graphed"] for folder in folders)
+
+
+def test_the_first_table_scores_what_was_measured_often_enough() -> None:
+    raw = read(ROOT / "validate" / "cases" / "measured" / "amd-epyc" / "raw.jsonl.gz")
+    cpu = torch.device("cpu")
+    here = Bench(device=cpu, pool=Pool(device=cpu, size=1), scratch=Path())
+    found = {row.name: row for row in rows(raw, everything(here, Speed(**raw.header["speed"])))}
+    assert (found["gemm/bf16/2 ranks"].fitted, found["gemm/bf16/2 ranks"].scored) == (43, 21)
+    assert {"copy/bytes/disk", "all_to_all/bytes/hierarchical 2x2/4 ranks", "attention_decode/bf16/mla/2 ranks"} <= {
+        *found
+    }
+    assert not any(name.startswith(("compile", "interference", "launch")) for name in found)  # no work, or one point
+    assert all(row.scored == (row.fitted + row.scored) // 3 and row.mean > 0 for row in found.values())
 
 
 def test_prices_below_zero_are_left_out() -> None:
