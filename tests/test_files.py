@@ -284,7 +284,7 @@ def planned(tmp_path, **changes):
 
 
 def test_drafts_need_a_model_with_drafting_modules(tmp_path, scenario):
-    drafting = planned(tmp_path, batch=("max_batch: 64", "max_batch: 64, speculated: 1, acceptance: 0.8"))
+    drafting = planned(tmp_path, batch=("max_batch: 32", "max_batch: 32, speculated: 1, acceptance: 0.8"))
     assert load_plan(drafting, scenario).pools[0].policy("batching").settings["speculated"] == 1
     plain = replace(scenario, model=replace(scenario.model, mtp=0))
     with pytest.raises(PlanError, match=r"pools\.0\.policies\.batching: speculates 1 tokens.*set speculated to 0"):

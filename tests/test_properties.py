@@ -66,7 +66,7 @@ def test_pipelining_never_hides_the_first_dispatch_and_the_last_combine(dispatch
 def test_more_chunks_than_rows_are_refused():
     few = replace(_layout(), capacity=np.full((1, 12), 4))
     block = chain(dispatch=1.0, experts=1.0, combine=1.0)
-    with pytest.raises(PolicyError, match="a capacity of 4 rows into 8 chunks; give at most 4"):
+    with pytest.raises(PolicyError, match="a capacity of 4 rows into 8 chunks; give a degree of at most 4"):
         make("overlap", Policy(name="pipeline", settings={"degree": 8})).block(block, few)
     assert len(make("overlap", Policy(name="pipeline", settings={"degree": "adaptive"})).block(block, few)) == 4
 
