@@ -102,6 +102,7 @@ def test_the_policies_combine(run):
         "drifting_serving",
         "graph_buckets",
         "nllb_translation",
+        "scmoe_offloading",
         "swin_training",
     ],
 )
