@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import Bounds, minimize
 
-from moesim.schedules.costs.residuals import kernel, measures
-from moesim.schedules.ops import Attend, Gemm
+from moesim.schedules.costs.collectives import ROUNDS
+from moesim.schedules.costs.residuals import Corrected, kernel, measures
 from moesim.world.hardware import Fit, Residual
 
 from .asops import terms_of
 from .cases import Cases, Floats
 from .fit import Bench, predict
 
-FEWEST, MOST = 32, 64
+FEWEST, MOST = 24, 64
 """Points below which a form stands alone, as what they leave over is mostly noise; and the first of them that are
 kept: chosen points fill their space from the first on, and every prediction looks at each."""
 GROSS, DEVIATIONS = 0.25, 4.0
@@ -35,6 +35,8 @@ _INPUTS = {
     "gemm": ("m", "n", "k"),
     "attention_prefill": ("heads", "group", "width", "prompts", "cached", "seen", "reused"),
     "attention_decode": ("heads", "group", "width", "prompts", "cached"),
+    **dict.fromkeys(ROUNDS, ("size", "ranks")),
+    "all_to_all": ("moved", "messages"),
 }
 """Sizes by which residuals are told apart; other operations have none."""
 ALIKE = 1e-6
@@ -93,7 +95,7 @@ def places_of(cases: Cases) -> Places:
     names = _INPUTS[cases.operation]
     places = np.zeros((len(cases), len(names)))
     for index, op in terms_of(cases):
-        assert isinstance(op, Gemm | Attend)
+        assert isinstance(op, Corrected)
         sizes = measures(op)
         for number, name in enumerate(names):
             places[index, number] = np.log(np.broadcast_to(sizes[name], (len(index), 1))[:, 0])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from costs_strategies import H200, with_fits
+from costs_strategies import FABRIC, H200, with_fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moesim.calibrate.cases import Cases
@@ -19,10 +19,10 @@ from worlds import uncalibrated
 from moesim.files.residuals import read_residual, residual_tree
 from moesim.files.trees import read
 from moesim.ground.errors import InputError, MoesimError
-from moesim.schedules.costs.fits import fit_of, machine_of
+from moesim.schedules.costs.fits import fit_of, fit_of_tier, machine_of
 from moesim.schedules.costs.forms import floor, form_of
 from moesim.schedules.costs.residuals import inside, shift
-from moesim.schedules.ops import Attend, Gemm
+from moesim.schedules.ops import AllToAll, Attend, Gemm, Reduce
 from moesim.world.attention import Gqa
 from moesim.world.hardware import Fit, Residual
 
@@ -116,6 +116,28 @@ def test_chunks_of_a_prompt_are_beyond_points_that_were_whole_prompts() -> None:
     chunk = replace(whole, keys=128 * one, pairs=64 * 96 * one)
     ratio = [form_of(op).price(op, machine)[0] / form_of(op).price(op, bare)[0] for op in (whole, chunk)]
     assert ratio == [pytest.approx(np.exp(0.1)), 1.0]
+
+
+def test_a_residual_of_an_all_to_all_counts_where_one_tier_is_crossed_and_one_of_a_reduction_anywhere() -> None:
+    """What 8 gpus move at 1 MiB takes a tenth more than the form says, in the mean of logarithms."""
+    here = tuple(np.log([2.0**20, 7.0]))
+    residual = Residual(inputs=("moved", "messages"), lengths=(1.0, 1.0), places=(here, here), weights=(0.1, 0.0))
+    reduced = replace(residual, inputs=("size", "ranks"), places=(tuple(np.log([2.0**20, 8.0])),) * 2)
+    tier = next(tier for tier in H200.tiers if tier.name == "nvlink")
+    fits = {
+        "all_to_all/nvlink": replace(fit_of_tier(H200.device, "all_to_all", tier), residual=residual),
+        "reduce/nvlink": replace(fit_of_tier(H200.device, "reduce", tier), residual=reduced),
+    }
+    with_them, bare = (machine_of(with_fits(H200, each), FABRIC) for each in (fits, {}))
+    sent, peers = np.array([[2.0**20], [0.0]]), np.array([[7.0], [0.0]])
+    ops = (
+        AllToAll(tiers=("nvlink",), sent=sent[:1], received=sent[:1] / 2, messages=peers[:1]),
+        AllToAll(tiers=("nvlink",), sent=sent[:1] * 2, received=sent[:1], messages=peers[:1]),
+        AllToAll(tiers=("nvlink", "rail"), sent=sent, received=sent, messages=peers),
+        Reduce(size=np.array([2.0**20]), ranks=np.array([8.0]), form="all_reduce", tier="nvlink"),
+    )
+    ratio = [(form_of(op).price(op, with_them)[0] / form_of(op).price(op, bare)[0]).item() for op in ops]
+    assert ratio == pytest.approx([np.exp(0.1), 1.0, 1.0, np.exp(0.1)])
 
 
 def test_a_residual_by_sizes_that_an_op_lacks_is_refused() -> None:

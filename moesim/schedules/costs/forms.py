@@ -315,6 +315,9 @@ def _price_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, Demand]:
         tiers=[machine.tier(name) for name in op.tiers],
         slots=op.slots,
     )
+    if len(op.tiers) == 1:  # one tier was measured by itself; how several go together, the form says
+        left = machine.transfer(op.way, op.tiers[0]).residual
+        time = corrected(time, op, left, lambda: floor(op, machine))
     return time, dict(zip(op.tiers, moved, strict=True))
 
 
@@ -329,8 +332,9 @@ def _load_all_to_all(op: AllToAll, machine: Machine) -> tuple[Time, ...]:
 
 
 def _price_reduce(op: Reduce, machine: Machine) -> tuple[Time, Demand]:
-    params = machine.transfer(op.form, op.tier).params
-    time = reduce(op.size, op.ranks, form=op.form, params=params, tier=machine.tier(op.tier))
+    fit = machine.transfer(op.form, op.tier)
+    time = reduce(op.size, op.ranks, form=op.form, params=fit.params, tier=machine.tier(op.tier))
+    time = corrected(time, op, fit.residual, lambda: floor(op, machine))
     return time, {op.tier: wire_bytes(op.size, op.ranks, op.form)}
 
 

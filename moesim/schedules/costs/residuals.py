@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from moesim.ground.errors import MoesimError, nearest
 from moesim.schedules.costs.attention import needs_of
 from moesim.schedules.costs.kernels import Size, Time
-from moesim.schedules.ops import Attend, Gemm
+from moesim.schedules.ops import AllToAll, Attend, Gemm, Reduce
 from moesim.world.hardware import Residual
 
 EDGE = 1e-4
@@ -24,9 +24,11 @@ AT_ONCE = 2**15
 """Numbers that are worked on together, so that they stay in the cache: eight times as many take ten times as long."""
 
 Places = Float[np.ndarray, "shape input"]
+Corrected = Gemm | Attend | Reduce | AllToAll
+"""Ops whose fits may hold a residual."""
 
 
-def corrected(time: Time, op: Gemm | Attend, residual: Residual | None, floor: Callable[[], Time]) -> Time:
+def corrected(time: Time, op: Corrected, residual: Residual | None, floor: Callable[[], Time]) -> Time:
     """Multiply a form's time by what points nearby took over what the form says of them; never below the floor.
 
     Parameters
@@ -55,14 +57,19 @@ def corrected(time: Time, op: Gemm | Attend, residual: Residual | None, floor: C
     return np.asarray(np.maximum(time * shifts, floor()))
 
 
-def measures(op: Gemm | Attend) -> Mapping[str, Size]:
+def measures(op: Corrected) -> Mapping[str, Size]:
     """Return the sizes by which residuals are told apart.
 
     Of attention these are the heads, how many share keys, their mean width, the sequences, the tokens that each reads,
     that each of its tokens sees, and that it reads for each new one: one in a prompt that is read from its beginning.
+    Of an all-to-all they are those of its innermost tier.
     """
     if isinstance(op, Gemm):
         return {"m": op.m, "n": op.n, "k": op.k}
+    if isinstance(op, Reduce):
+        return {"size": op.size, "ranks": op.ranks}
+    if isinstance(op, AllToAll):
+        return {"moved": np.maximum(op.sent[0], op.received[0]), "messages": op.messages[0]}
     needs = needs_of(op)
     prompts = np.maximum(op.prompts, 1)
     return {
