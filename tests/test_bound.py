@@ -129,7 +129,7 @@ def test_the_bound_is_of_mean_loads_not_the_mean_of_bounds():
     rows[0, 0, 0], rows[:, 0, 1] = 100_000, 1
     op, h200 = grouped(rows), machine(H200)
     form = form_of(op)
-    _, memory, few, many = loads = [load[0, :, 0] for load in form.loads(op, h200)]
+    _, memory, few, many = loads = [load[0, :, 0] for load in form.terms(op, h200)]
     assert max(few[0], many[0]) > memory[0]
     assert max(few[1], many[1]) < memory[1]
     found = bound(chain(op), H200, FABRIC)

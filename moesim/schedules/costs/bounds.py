@@ -37,12 +37,12 @@ def of_plans(schedule: Schedule, plans: Int[np.ndarray, "plan"]) -> Schedule:
 def floors(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> tuple[Floor, ...]:
     """No task's time, averaged over draws and on the slowest rank, is below these.
 
-    An op that is the same on all ranks and in all draws takes its price. Any other takes what its form says of its
-    loads, as its busiest resource at the fitted peak, max(work / peak, traffic / bandwidth), with loads averaged over
-    ranks (by how many each row stands for; a rank without a part does nothing) and over draws *before* they are put
-    together. That is convex, as the larger of two is, so at means it is at most the mean (Jensen's inequality), and the
-    mean over ranks is at most the slowest rank. Rows must not be averaged instead: mean rows keep every expert active,
-    and their floor would overshoot.
+    An op that is the same on all ranks and in all draws takes its price. Any other takes the time that its busiest
+    resource needs at the fitted peak, max(work / peak, traffic / bandwidth), or what its form says of more such terms,
+    averaged over ranks (by how many each row stands for; a rank without a part does nothing) and over draws *before*
+    they are put together. That is convex, as the larger of two is, so at means it is at most the mean (Jensen's
+    inequality), and the mean over ranks is at most the slowest rank. Rows must not be averaged instead: mean rows keep
+    every expert active, and their floor would overshoot.
 
     Parameters
     ----------
@@ -71,8 +71,9 @@ def floors(schedule: Schedule, node: Node, fabric: tuple[Tier, ...]) -> tuple[Fl
 
 def _least(task: Task, schedule: Schedule, machine: Machine) -> Time:
     form = form_of(task.op)
-    loads = [_mean(load, schedule, task.on) for load in form.loads(task.op, machine)]
-    return form.least(task.op, machine, np.broadcast_arrays(*loads))
+    terms = (form.terms or form.loads)(task.op, machine)
+    means = [_mean(term, schedule, task.on) for term in terms]
+    return form.least(task.op, machine, np.broadcast_arrays(*means))
 
 
 def _certain(op: Op) -> bool:

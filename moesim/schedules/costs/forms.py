@@ -37,6 +37,7 @@ from moesim.schedules.costs.kernels import (
     gemm_loads,
     grouped,
     grouped_loads,
+    grouped_terms,
     host,
     least_grouped,
 )
@@ -78,8 +79,9 @@ class Form:
     alike : what ops must agree on to be priced in one evaluation
     fits : the fits it is priced by, by key
     price : duration, and bytes by tier
-    loads : seconds for which each resource is busy at least, linear in work and traffic
-    least : the floor by the loads, convex and growing in each; by default the largest
+    loads : seconds for which each resource is busy at least, linear in work and traffic; the largest is the floor
+    terms, least : a tighter bound, where there is one: its terms, linear in work and traffic, and what joins them,
+        convex and growing in each, so that terms may be averaged first; else the loads, and the largest
     """
 
     sizes: tuple[str, ...]
@@ -88,6 +90,7 @@ class Form:
     fits: Callable[[Any, Machine], Mapping[str, Fit]]
     price: Callable[[Any, Machine], tuple[Time, Demand]]
     loads: Callable[[Any, Machine], tuple[Time, ...]]
+    terms: Callable[[Any, Machine], tuple[Time, ...]] | None = None
     least: Callable[[Any, Machine, Sequence[Time]], Time] = _largest
 
 
@@ -105,12 +108,11 @@ def form_of(op: Op) -> Form:
 
 
 def floor(op: Op, machine: Machine) -> Time:
-    """No op is quicker than its loads allow, such as the busiest resource at the fitted peak, seconds.
+    """No op is quicker than its busiest resource at the fitted peak: max(work / peak, traffic / bandwidth), seconds.
 
     Calls of the host and known durations are their own floor.
     """
-    form = form_of(op)
-    return form.least(op, machine, form.loads(op, machine))
+    return _largest(op, machine, form_of(op).loads(op, machine))
 
 
 def _operand(op: Gemm | Grouped, machine: Machine) -> float:
@@ -183,7 +185,16 @@ def _reread(op: Grouped, machine: Machine) -> Size:
 
 
 def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
-    return grouped_loads(
+    params = machine.kernel("grouped_gemm", op.dtype).params
+    total = op.rows.sum(axis=0)
+    active = np.count_nonzero(op.rows, axis=0) if op.active is None else op.active
+    active = active * _reread(op, machine) if op.repeats > 1 else active
+    stored = bytes_of(op.dtype)
+    return grouped_loads(total, active, op.n, op.k, stored=stored, operand=_operand(op, machine), params=params)
+
+
+def _terms_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
+    return grouped_terms(
         op.rows.sum(axis=0),
         np.count_nonzero(op.rows, axis=0) if op.active is None else op.active,
         op.n,
@@ -196,8 +207,8 @@ def _load_grouped(op: Grouped, machine: Machine) -> tuple[Time, ...]:
     )
 
 
-def _least_grouped(op: Grouped, machine: Machine, loads: Sequence[Time]) -> Time:
-    return least_grouped(loads, machine.kernel("grouped_gemm", op.dtype).params)
+def _least_grouped(op: Grouped, machine: Machine, terms: Sequence[Time]) -> Time:
+    return least_grouped(terms, machine.kernel("grouped_gemm", op.dtype).params)
 
 
 def _cpu(machine: Machine) -> Fit:
@@ -380,6 +391,7 @@ FORMS: Mapping[type[Op], Form] = MappingProxyType(
             fits=_product_fits,
             price=_price_grouped,
             loads=_load_grouped,
+            terms=_terms_grouped,
             least=_least_grouped,
         ),
         Hosted: Form(

@@ -287,6 +287,26 @@ def _best_width(n: Size, params: Params) -> Size:
 
 
 def grouped_loads(
+    total: Size, active: Size, n: Size, k: Size, *, stored: Bytes, operand: Bytes, params: Params
+) -> tuple[Time, Time]:
+    """At least so long are the tensor cores and the memory busy, each with what every rank pays besides.
+
+    2 S n k / peak and A n k stored / bandwidth, and to both launch + S (k operand + 2 n) / activation_bandwidth.
+
+    `total` S and `active` A are the rows and the slots that have any. The larger of the two is the floor of `grouped`.
+
+    Examples
+    --------
+    >>> two = np.array([2.0])
+    >>> fit = {"peak": 4.0, "bandwidth": 2.0, "launch": 1.0, "activation_bandwidth": 6.0}
+    >>> grouped_loads(np.array([3.0]), np.array([1.0]), two, two, stored=1.0, operand=1.0, params=fit)
+    (array([10.]), array([6.]))
+    """
+    both = params["launch"] + total * ((k * operand + n * RESULT) / params["activation_bandwidth"])
+    return both + total * (2 * n * k / params["peak"]), both + active * (n * k * (stored / params["bandwidth"]))
+
+
+def grouped_terms(
     total: Size,
     active: Size,
     n: Size,
@@ -317,8 +337,8 @@ def grouped_loads(
     >>> params = dict(launch=1.0, peak=2.0 * 128 * 256, bandwidth=1e9, block_bandwidth=1e9, activation_bandwidth=1e9,
     ...               overhead=0.0, throttle=0.0, tail=0.0, thin=0.0, pad=0.5, p=2.0, per_expert=0.0, per_slot=0.0)
     >>> sizes = np.array([48.0]), np.array([2.0]), np.array([256.0]), np.array([8.0])  # as in `grouped`: 5 s
-    >>> loads = grouped_loads(*sizes, stored=0.0, operand=2.0, params=params, processors=1)
-    >>> least_grouped(loads, params).round(2)
+    >>> terms = grouped_terms(*sizes, stored=0.0, operand=2.0, params=params, processors=1)
+    >>> least_grouped(terms, params).round(2)
     array([5.])
     """
     columns = _best_width(n, params)
@@ -335,12 +355,12 @@ def grouped_loads(
     )
 
 
-def least_grouped(loads: Sequence[Time], params: Params) -> Time:
-    """Put the loads of a grouped product together: outside + norm_p(throttled(larger tensor), memory).
+def least_grouped(terms: Sequence[Time], params: Params) -> Time:
+    """Put the terms of a grouped product together: outside + norm_p(throttled(larger tensor), memory).
 
-    Convex and growing in each load, so that at loads averaged over ranks and draws it is at most the average of times.
+    Convex and growing in each, so that at terms averaged over ranks and draws it is at most the average of times.
     """
-    outside, memory, few, many = loads
+    outside, memory, few, many = terms
     return np.asarray(outside + norm(params["p"], throttled(np.maximum(few, many), params), memory))
 
 
