@@ -16,6 +16,7 @@ from moesim.plans.plan import Parallel, Plan, Pool
 from moesim.search.buying import Buying, Owning
 from moesim.search.money import bill, spares
 from moesim.search.purchasing import CONFIRMED, at_peak, purchase
+from moesim.search.shortage import odds, remaining, shortages
 from moesim.search.sizing import TRIALS, Sizer, replicas_of
 from moesim.search.trials import with_traffic
 from moesim.views.purchase import bars
@@ -104,6 +105,60 @@ def test_spares_worked_by_hand(availability, extra):
     assert spares(2, 1, Failures(interval=9.0, repair=1.0), availability) == extra
 
 
+@pytest.mark.parametrize(("extra", "short"), [(0, 0.726), (3, 0.0631), (5, 0.0060)])
+def test_shortages_worked_by_hand(study, extra, short):
+    """Ten nodes of 8 gpus, each up for 5e6 / (5e6 + 8 x 86400) = 0.8785 of the time, and spares."""
+    world = replace(study.scenario, failures=Failures(interval=5e6, repair=86400.0))
+    pool = Pool(role="all", node="nvidia/hgx-h100", replicas=10, parallel=Parallel(tp=8))
+    found = shortages(world, Plan(pools=(pool,), spare_nodes=extra))
+    assert 1 - found[0] == pytest.approx(short, rel=0.01)
+    assert sum(found) == pytest.approx(1)
+    assert len(found) == 11
+
+
+def test_nothing_is_short_where_nothing_fails(study):
+    pool = Pool(role="all", node="nvidia/hgx-h100", replicas=10, parallel=Parallel(tp=8))
+    found = shortages(replace(study.scenario, failures=Failures()), Plan(pools=(pool,)))
+    assert found[0] == 1
+    assert not any(found[1:])
+
+
+@pytest.mark.parametrize(
+    ("replicas", "lost", "left"),
+    [
+        ([(4, 8)], 1, (3,)),  # a node each
+        ([(5, 4)], 1, (4,)),  # 5 halves on 3 nodes, 2 of which are left
+        ([(2, 16)], 1, (1,)),  # 3 nodes hold one of two
+        ([(2, 8), (2, 8)], 1, (1, 1)),  # 3 nodes for two pools of two: 1.5 each, in whole nodes
+        ([(1, 16), (1, 16)], 1, (0, 0)),
+        ([(2, 8)], 2, (0,)),
+    ],
+)
+def test_what_lost_nodes_leave(study, replicas, lost, left):
+    def pool(role, number, gpus):
+        return Pool(role=role, node="nvidia/hgx-h100", replicas=number, parallel=Parallel(tp=gpus))
+
+    roles = ("all",) if len(replicas) == 1 else ("prefill", "decode")
+    pools = tuple(pool(role, *each) for role, each in zip(roles, replicas, strict=True))
+    assert remaining(study.scenario, Plan(pools=pools, spare_nodes=7), lost) == left
+
+
+def test_odds_weigh_what_is_left_by_how_often_it_is(study):
+    """Two nodes, each up for half of the time, no spare: both 1/4, one 1/2, none 1/4."""
+    world = replace(at_peak(study.scenario, study.buy), failures=Failures(interval=8.0, repair=1.0))
+    sizer = Sizer(scenario=world, buying=study.buy, seed=0)
+    pool = Pool(role="all", node="nvidia/hgx-h100", replicas=2, parallel=Parallel(tp=8, ep=8), framework="vllm")
+    plan = Plan(pools=(pool,))
+    ready = sizer.ready(plan)
+    ready = replace(ready, workload=with_traffic(ready.workload, 0.05))
+    whole, half = ready.run((2,)), ready.run((1,))
+    found = odds(ready, plan, whole)
+    assert found.short == pytest.approx(0.75)
+    assert found.share == pytest.approx(0.25 * whole.share + 0.5 * half.share + 0.25)
+    assert found.share < 1  # so light a load is carried by either
+    assert odds(ready, replace(plan, spare_nodes=2), whole).share < found.share
+
+
 def test_steps_as_slow_as_estimated_and_twice_as_slow(study):
     sizer = Sizer(scenario=at_peak(study.scenario, study.buy), buying=study.buy, seed=0)
     pool = Pool(role="all", node="nvidia/hgx-h100", replicas=8, parallel=Parallel(tp=8, ep=8), framework="vllm")
@@ -124,7 +179,9 @@ def test_a_purchase_is_the_least_that_holds(study, bought):
     ready, number = sizer.ready(bought.chosen), replicas_of(bought.chosen)
     factors = sizer.slowness(bought.chosen, CONFIRMED)
     assert ready.run(number).missed.sum() <= sizer.allowed
-    assert ready.run(number, first=TRIALS, factors=factors).share == bought.miss <= 0.1
+    again = odds(ready, bought.chosen, ready.run(number, first=TRIALS, factors=factors), first=TRIALS, factors=factors)
+    assert again.share == bought.miss <= 0.1
+    assert 0 < again.short == bought.short <= 0.01
     if max(number) > 1:
         fewer = tuple(max(each - 1, 1) for each in number)
         trials = ready.run(fewer), ready.run(fewer, first=TRIALS, factors=factors)

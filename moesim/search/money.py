@@ -94,13 +94,29 @@ def spares(nodes: int, gpus: int, failures: Failures, availability: float) -> in
     """
     if not availability:
         return 0
-    up = failures.interval / (failures.interval + gpus * failures.repair)
+    up = up_share(gpus, failures)
     extra = 0
     while _enough(nodes, nodes + extra, up) < availability:
         extra += 1
     return extra
 
 
+def up_share(gpus: int, failures: Failures) -> float:
+    """Share of the time in which a node of so many gpus is up."""
+    return failures.interval / (failures.interval + gpus * failures.repair) if failures.interval else 1.0
+
+
+def downs(nodes: int, up: float) -> list[float]:
+    """Probability that 0, 1, 2 ... of so many nodes are down, each up for a share of the time, independently.
+
+    Examples
+    --------
+    >>> downs(2, 0.5)
+    [0.25, 0.5, 0.25]
+    """
+    return [comb(nodes, down) * (1 - up) ** down * up ** (nodes - down) for down in range(nodes + 1)]
+
+
 def _enough(needed: int, of: int, up: float) -> float:
     """Probability that at least so many of so many are up."""
-    return sum(comb(of, down) * (1 - up) ** down * up ** (of - down) for down in range(of - needed + 1))
+    return sum(downs(of, up)[: of - needed + 1])

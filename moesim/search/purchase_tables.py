@@ -12,6 +12,7 @@ from moesim.deployments.tables import with_units
 from moesim.search.buying import Buying
 from moesim.search.money import Bill, nodes_used
 from moesim.search.naming import layout
+from moesim.search.shortage import odds
 from moesim.search.sizing import Option
 from moesim.world.scenario import Scenario
 
@@ -41,7 +42,7 @@ def _option_row(scenario: Scenario, option: Option) -> dict[str, object]:
         "price": option.bill.cheapest,
     }
     means = {name: float(np.mean(values)) for name, values in option.trials.values.items()}
-    return row | means | {"miss": option.trials.share}
+    return row | means | {"miss": odds(option.bench, option.plan, option.trials).share}
 
 
 def money_table(bill: Bill, buying: Buying) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 The search ranks layouts by formula at peak traffic. The first of them, and those of its frontier, are sized by trials
 (`trials`): replicas are added until few enough trials miss. The cheapest is tried again, oftener, under requests and
-draws that it was not sized by, which says how probable it is that the purchase misses; where it misses too often it
-grows, and the then cheapest is tried.
+draws that it was not sized by, with all its nodes and with those that failures leave, which says how probable it is
+that the purchase misses; where it misses too often it grows, and the then cheapest is tried.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from moesim.search.optimization import optimize
 from moesim.search.purchase_tables import money_table, option_table
 from moesim.search.ranking import Ranking
 from moesim.search.resuming import Arrays, Journal
+from moesim.search.shortage import Odds, odds
 from moesim.search.sizing import TRIALS, Option, Sizer, replicas_of
 from moesim.search.study import Study
-from moesim.search.trials import Trials, with_traffic
+from moesim.search.trials import with_traffic
 from moesim.search.what_if import what_if
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
@@ -53,8 +54,9 @@ class Purchase(Shown):
     options : one row per layout that was sized, cheapest first; `front` where none that is as cheap is as fast
     money : renting beside owning the purchase
     what_if : what the purchase needs, costs and misses where a circumstance is another
-    miss : probability that the purchase misses a target at peak
+    miss : probability that the purchase misses a target at peak, failures of its nodes counted
     error : standard error of that probability
+    short : share of the time in which more nodes are in repair than there are spares
     buying : what was asked
     """
 
@@ -65,6 +67,7 @@ class Purchase(Shown):
     what_if: pd.DataFrame
     miss: float
     error: float
+    short: float
     buying: Buying
 
     @property
@@ -81,9 +84,11 @@ class Purchase(Shown):
         spares = f" ({best['spares']} of them spare)" if best["spares"] else ""
         yield f"{best['way']} {best['cluster']}{spares}: {best['replicas']} replicas of {best['layout']}."
         yield f"A month costs {best['price'] * MONTH:,.0f} USD."
-        odds = f"{self.miss:.0%} +- {self.error:.0%}"
+        chance = f"{self.miss:.0%} +- {self.error:.0%}"
         kept = "as asked" if self.good else f"more than the {1 - self.buying.confidence:.0%} that was asked for"
-        yield f"At peak it misses a target with a probability of {odds}, {kept}."
+        yield f"At peak it misses a target with a probability of {chance}, {kept}."
+        if self.short:
+            yield f"More nodes than the spares are in repair for {self.short:.2%} of the time; that is counted."
 
 
 def purchase(
@@ -167,6 +172,7 @@ def _bought(sizer: Sizer, ranking: Ranking, options: list[Option], progress: Pro
             what_if=none,
             miss=1.0,
             error=0.0,
+            short=0.0,
             buying=sizer.buying,
         )
     best, again = _confirmed(sizer, options)
@@ -180,15 +186,18 @@ def _bought(sizer: Sizer, ranking: Ranking, options: list[Option], progress: Pro
         what_if=what_if(sizer, best, lambda share: progress(0.2 + 0.8 * share)),
         miss=again.share,
         error=again.error,
+        short=again.short,
         buying=sizer.buying,
     )
 
 
-def _confirmed(sizer: Sizer, options: list[Option]) -> tuple[Option, Trials]:
+def _confirmed(sizer: Sizer, options: list[Option]) -> tuple[Option, Odds]:
     """Try the cheapest again, and let it grow where it misses too often, until the cheapest holds; keeps the order."""
     for turns_left in range(GROWN, -1, -1):
         best = options[0]
-        again = best.bench.run(replicas_of(best.plan), first=TRIALS, factors=sizer.slowness(best.plan, CONFIRMED))
+        factors = sizer.slowness(best.plan, CONFIRMED)
+        trials = best.bench.run(replicas_of(best.plan), first=TRIALS, factors=factors)
+        again = odds(best.bench, best.plan, trials, first=TRIALS, factors=factors)
         too_often = again.share > 1 - sizer.buying.confidence + 1e-9
         grown = sizer.grown(best) if too_often and turns_left else None
         if grown is None:

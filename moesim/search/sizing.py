@@ -91,9 +91,9 @@ class Sizer:
         factors = slowness(self.scenario, plan, self.seed)
         return np.asarray(np.quantile(factors, (np.arange(number) + 0.5) / number)[::-1])
 
-    def fewest(self, ready: Bench, start: Replicas) -> tuple[Replicas, Trials] | None:
-        """Add replicas until few enough trials miss, or take away as many as can be spared."""
-        trials = ready.run(start, allowed=self.allowed)
+    def fewest(self, ready: Bench, start: Replicas, known: Trials | None = None) -> tuple[Replicas, Trials] | None:
+        """Add replicas until few enough trials miss, or take away as many as can be spared; `known`: of the start."""
+        trials = ready.run(start, allowed=self.allowed) if known is None else known
         if trials.missed.sum() <= self.allowed:
             return self._fewer(ready, start, trials)
         most = self._most(ready.plan, start)

@@ -14,6 +14,7 @@ from moesim.ground.units import DollarsPerSecond
 from moesim.plans.plan import Plan
 from moesim.search.money import rented
 from moesim.search.paths import changed, recipe_of
+from moesim.search.shortage import odds
 from moesim.search.sizing import Option, Sizer, replicas_of
 from moesim.search.trials import with_traffic
 from moesim.world.hardware import Offer, memory_tier
@@ -104,8 +105,9 @@ def _answer(sizer: Sizer, best: Option, scenario: Scenario) -> dict[str, object]
     if ready is None:
         return _row(best, None, float("nan"), 1.0)
     replicas = replicas_of(best.plan)
-    as_bought = ready.run(replicas).share
-    found = other.fewest(ready, replicas)
+    trials = ready.run(replicas)
+    as_bought = odds(ready, best.plan, trials).share
+    found = other.fewest(ready, replicas, trials)
     if found is None:
         return _row(best, None, float("nan"), as_bought)
     option = other.option(ready, *found)
@@ -115,9 +117,10 @@ def _answer(sizer: Sizer, best: Option, scenario: Scenario) -> dict[str, object]
 def _prices(scenario: Scenario, best: Option) -> Iterator[dict[str, object]]:
     """Price the purchase at the ends of what is asked for it."""
     offers = scenario.hardware.offers
+    as_bought = odds(best.bench, best.plan, best.trials).share
     for end in (0, 1):
         price = rented(best.bill, best.plan, {offer.node.name: offer.rent_band[end] for offer in offers}, scenario)
-        row = _row(best, best.bill.gpus, price, best.trials.share)
+        row = _row(best, best.bill.gpus, price, as_bought)
         yield {"circumstance": "rent", "value": ("low end", "high end")[end]} | row
 
 

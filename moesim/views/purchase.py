@@ -60,6 +60,7 @@ def purchase_dict(purchase: Purchase) -> dict[str, Any]:
         "good": purchase.good,
         "miss": purchase.miss,
         "miss_error": purchase.error,
+        "short": purchase.short,
         "confidence": purchase.buying.confidence,
         "options": records(purchase.options),
         "money": records(purchase.money),
