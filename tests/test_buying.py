@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,3 +242,24 @@ def test_a_section_written_in_full_reads_back_equal():
 def test_a_wrong_section_is_refused(tmp_path, changes, problem):
     with pytest.raises(InputError, match=problem):
         load_study(written(tmp_path, **changes))
+
+
+class Told(Sizer):
+    """A sizer whose first pool is the one that is short, with room for three replicas of each."""
+
+    def _offered(self, plan, replicas):
+        return max(replicas) <= 3
+
+    def option(self, ready, replicas, trials):
+        return SimpleNamespace(replicas=replicas, trials=trials, bill=SimpleNamespace(cheapest=sum(replicas)))
+
+
+@pytest.mark.parametrize(("has", "grown"), [((1, 1), (2, 1)), ((3, 1), (3, 2)), ((3, 3), None)])
+def test_the_pool_that_is_short_grows(has, grown):
+    bench = SimpleNamespace(run=lambda replicas: SimpleNamespace(missed=np.arange(12) < 9 - 3 * replicas[0]))
+    pools = tuple(
+        Pool(role=role, node="nvidia/hgx-h200", replicas=number, parallel=Parallel(dp=8, ep=8))
+        for role, number in zip(("prefill", "decode"), has, strict=True)
+    )
+    found = Told(scenario=None, buying=None, seed=0).grown(SimpleNamespace(bench=bench, plan=Plan(pools=pools)))
+    assert (found and found.replicas) == grown

@@ -108,10 +108,18 @@ class Sizer:
         return replicas, trials
 
     def grown(self, option: Option) -> Option | None:
-        """Add replicas to an option once more; None where all that are on offer are in it."""
+        """Add replicas to the pool of an option where that helps most; None where all that are on offer are in it."""
         replicas = replicas_of(option.plan)
-        more = _more(replicas, self._most(option.plan, replicas))
-        return self.option(option.bench, more, option.bench.run(more)) if more != replicas else None
+        apart = [
+            tuple(_more_of(number) if place == pool else number for place, number in enumerate(replicas))
+            for pool in range(len(replicas))
+        ]
+        larger = [
+            self.option(option.bench, more, option.bench.run(more))
+            for more in apart
+            if self._offered(option.plan, more)
+        ]
+        return min(larger, key=lambda each: (each.trials.missed.sum(), each.bill.cheapest), default=None)
 
     def _fewer(self, ready: Bench, replicas: Replicas, trials: Trials) -> tuple[Replicas, Trials]:
         while max(replicas) > 1:
@@ -162,7 +170,11 @@ def _more(replicas: Replicas, most: Replicas) -> Replicas:
     >>> _more((1, 16), (4, 17))
     (2, 17)
     """
-    return tuple(min(number + max(1, number // 8), last) for number, last in zip(replicas, most, strict=True))
+    return tuple(min(_more_of(number), last) for number, last in zip(replicas, most, strict=True))
+
+
+def _more_of(number: int) -> int:
+    return number + max(1, number // 8)
 
 
 def _numbered(plan: Plan, replicas: Replicas) -> Plan:
