@@ -40,10 +40,10 @@ What is behind the misses, as far as it is known:
   were capped; they make most of the mean TPOT error there, and of that with one row given. They are kept.
 - DeepSeek-V3 on B300 under SGLang prefills several times slower than its kernels; a fallback is suspected, not known.
 - MiniMax-M2.5 on H100 is near the limit of its cache, where TTFT hangs on how much memory is left.
-- Of the pairs of layouts out of order by TPOT, 14 of 17 are those of Qwen3.5-397B-A17B on B200 under SGLang, all that
+- Of the pairs of layouts out of order by TPOT, 14 of 18 are those of Qwen3.5-397B-A17B on B200 under SGLang, all that
   there are: sliced experts took 0.55 to 0.9 of the time of whole ones, and much the same is predicted. Its rows without
   expert parallelism are even faster than the same on twice the gpus. Another kernel for the one or the other, or
-  speculative decoding, is suspected, not known. Of all other pairs 19 of 22 are in order. Datasheet kernels had 78 % of
+  speculative decoding, is suspected, not known. Of all other pairs 18 of 22 are in order. Datasheet kernels had 78 % of
   pairs in order, as they made slices faster everywhere, which is what that one group shows.
 """
 
