@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 
 class MoesimError(Exception):
@@ -51,7 +50,7 @@ class InputError(MoesimError):
         self.faults = tuple(faults)
         super().__init__("\n".join(f"{file}: {fault}" for fault in self.faults))
 
-    def within(self, file: str) -> Self:
+    def within(self, file: str) -> InputError:
         """Return the same faults as those of a file of which this input is a section."""
         return type(self)(f"{file}: {self.file}", self.faults)
 

@@ -45,6 +45,13 @@ What is behind the misses, as far as it is known:
   expert parallelism are even faster than the same on twice the gpus. Another kernel for the one or the other, or
   speculative decoding, is suspected, not known. Of all other pairs 18 of 22 are in order. Datasheet kernels had 78 % of
   pairs in order, as they made slices faster everywhere, which is what that one group shows.
+- Sliced experts of DeepSeek-V3 on B200 under TensorRT-LLM, too, are predicted 35 to 56 % too slow at concurrency 8 to
+  128: kernels of narrow slices on B200 are the first place to look. vLLM on Blackwell gains a tenth more from data
+  parallel attention with whole experts than is predicted, which is what most of the other wrong pairs are.
+- With one row given: even one factor a group, chosen with all its rows seen, leaves 7.4 / 14.5 % of TPOT and 12.5 /
+  20.1 % of TTFT (in sample). What is left goes with concurrency, up in most groups, so a slope would have to move.
+- gpt-oss-120b on H200 under TensorRT-LLM answers first after 80 to 140 ms at light load, while that framework's
+  fitted latency alone is 110 ms; the release is suspected.
 """
 
 PEER = {"tpot": "15.2 / 29.8", "ttft": "49.9 / 52.8", "throughput": "17.1 / 23.8"}
