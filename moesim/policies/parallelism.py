@@ -139,7 +139,7 @@ def least(rs: Sequence[int], cost: Callable[[int], float]) -> int:
     --------
     >>> looked = []
     >>> least(range(17), lambda r: looked.append(r) or (r - 11) ** 2), sorted(set(looked))
-    (11, [0, 8, 10, 11, 12, 13])
+    (11, [0, 8, 10, 11, 12, 13, 16])
     """
     inside = [r for r in rs if r > 0]
 
