@@ -211,12 +211,34 @@ class TestReacting:
         moved = sum(change.moved for _, change in paying.walk.changes)
         moe = paying.watched.moe(0)
         assert paying.walk.state[0].moved == pytest.approx(
-            3 * moe.input_dim * moe.width * 8 * 2 / 16 * paying.watched.each
+            3 * moe.input_dim * moe.width * 8 * (2 + 12) / 16 * paying.watched.each
         )
         assert moved > 0
         assert paying.walk.stalls.sum() > moved / paying.charges.rate
         assert paying.mean > free.mean
         assert in_hindsight(paying).best > in_hindsight(free).best
+
+    @pytest.mark.parametrize(
+        ("workload", "sharding", "bytes_each"),
+        [
+            (worlds.SERVING, 0, 2.0),
+            (worlds.TRAINING, 0, 2.0 + 12.0),
+            (worlds.TRAINING, 1, 2.0 + 12.0 / 2),
+            (replace(worlds.TRAINING, optimizer="sgd"), 0, 2.0 + 4.0),
+        ],
+        ids=["serving", "Adam on every gpu", "Adam shared by two", "SGD"],
+    )
+    def test_what_an_optimizer_keeps_moves_with_an_expert(self, workload, sharding, bytes_each):
+        """Bf16 weights of 3 matrices; Adam keeps 12 bytes a parameter, shared by the 2 copies of 16 gpus over 8."""
+        shared = Policy(name="zero", settings={"stage": sharding}) if sharding else Policy(name="none")
+        found = followed(
+            world(workload=workload), plan(REBALANCE, parallel=Parallel(dp=16, ep=8), placement=EPLB, sharding=shared)
+        )
+        moe = found.watched.moe(0)
+        expert = 3 * moe.input_dim * moe.width * bytes_each * found.watched.each
+        moves = [change.moved / expert for _, change in found.walk.changes]
+        assert moves
+        assert np.allclose(moves, np.round(moves))
 
     def test_a_bound_stays_below(self):
         drifting = world()

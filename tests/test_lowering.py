@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.passes.columns import stage_layers
-from moesim.passes.exchanges import Routed
+from moesim.passes.exchanges import Routed, Topology, mixture
 from moesim.passes.groups import labels
 from moesim.passes.lowering import arrange, distinct_blocks, lower
 from moesim.passes.presence import home_tokens
@@ -196,7 +196,8 @@ def test_all_tokens_to_one_expert_arrive_at_its_rank() -> None:
     world, chosen = worlds.scenario(MIXTRAL, short=True), worlds.pool(Parallel(dp=8, ep=8))
     counts = np.zeros((1, 1, 8, 8), int)
     counts[..., 3] = TOKENS
-    drawn = Routed(counts=counts, layer_of=np.array([[0]]), distinct=worlds.distinct(world, chosen))
+    layers = np.array([[0]])
+    drawn = Routed(counts=counts, layer_of=layers, distinct=worlds.distinct(world, chosen, layers))
     (schedule,) = worlds.lowered(world, chosen, BATCHES["decode"], [drawn])
     found = {task.name: task.op for task in layer_tasks(schedule, 0)}
     buffer, there, elsewhere = TOKENS * 4096 * 2, np.arange(8) == 3, np.arange(8) != 3
@@ -508,7 +509,10 @@ def test_plans_of_one_structure_are_lowered_as_each_alone() -> None:
 
 
 def test_every_layer_s_own_placement_says_how_many_nodes_a_token_touches():
-    """Two layers of 4 experts, top 2, on 4 ranks of two nodes; what is chosen together is together in one of them."""
+    """Two layers of 4 experts, top 2, on 4 ranks of two nodes; what is chosen together is together in one of them.
+
+    There each of 4 tokens a rank crosses or stays, 3 of them with experts 0 and 1; in the other layer all cross.
+    """
     choices = np.array([[[[0, 1]] * 3 + [[2, 3]], [[0, 1]] * 3 + [[2, 3]]]])
     routing = Recorded(choices=choices, experts=4)
     placed = np.array([[0, 1, 2, 3], [0, 2, 1, 3]])
@@ -521,6 +525,23 @@ def test_every_layer_s_own_placement_says_how_many_nodes_a_token_touches():
         degree=np.ones(2, int),
         alltoall=("deduplicated",) * 2,
     )
-    assert distinct_blocks(routing, layout, 1, (2,)) == {1: 2.0, 2: 1.5}
-    assert distinct_blocks(routing.only([1]), layout, 1, (2,), [1]) == {1: 2.0, 2: 2.0}
-    assert distinct_blocks(routing.only([0, 0]), layout, 1, (2,), [0, 0]) == {1: 2.0, 2: 1.0}
+
+    def touched(*layers):
+        found = distinct_blocks(routing.only(layers), layout, 1, (2,), layers)
+        return {size: each.tolist() for size, each in found.items()}
+
+    assert touched(0, 1) == {1: [2.0, 2.0], 2: [1.0, 2.0]}
+    assert touched(1) == {1: [2.0], 2: [2.0]}
+    assert touched(0, 0) == {1: [2.0, 2.0], 2: [1.0, 1.0]}
+
+    drawn = Routed(
+        counts=np.tile([3, 3, 1, 1], (2, 1, 4, 1)),
+        layer_of=np.array([[0], [1]]),
+        distinct={size: np.array(each)[:, None] for size, each in touched(0, 1).items()},
+    )
+    nodes = Topology(reach=(("nvlink", 2), ("rail", 4)), gpus_per_node=2)
+    pool = worlds.pool(Parallel(dp=4, ep=4), alltoall="deduplicated")
+    moe = Moe(experts=4, topk=2, width=8, input_dim=1)
+    (phase,) = mixture(moe, [pool], False, [layout], [drawn], 0, np.full((1, 1, 4), 4.0), nodes, {}).dispatch
+    crossing = phase.op.sent[1, 0] / 2  # bf16
+    np.testing.assert_allclose(crossing, [[1, 1, 3, 3], [4, 4, 4, 4]])

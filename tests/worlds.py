@@ -8,6 +8,7 @@ from functools import cache
 from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from moesim.files.models import load
 from moesim.files.profiles import load_profile
@@ -134,14 +135,17 @@ def pool(
     )
 
 
-def distinct(world: Scenario, chosen: Pool) -> Mapping[int, float]:
+def distinct(
+    world: Scenario, chosen: Pool, layer_of: Int[np.ndarray, "draw layer"]
+) -> Mapping[int, Float[np.ndarray, "draw layer"]]:
     """Mean number of blocks of ranks that a token's experts live in, for every size of block that a hop reaches."""
     if not world.model.moe_layers:
         return {}
     layout = arrange(world, chosen, tokens=1, seed=0)
     node = world.hardware.offer(chosen.node).node
     sizes = [size for _, size in reach(node, world.hardware.fabric)]
-    return distinct_blocks(world.routing, layout, chosen.parallel.etp, sizes)
+    touched = distinct_blocks(world.routing, layout, chosen.parallel.etp, sizes)
+    return {size: each[layer_of] for size, each in touched.items()}
 
 
 def one_layer_draws(
@@ -158,7 +162,7 @@ def one_layer_draws(
     return Routed(
         counts=(drawn.mean(axis=1, keepdims=True) if folded else drawn)[:, None],
         layer_of=layers[:, None],
-        distinct=distinct(world, chosen),
+        distinct=distinct(world, chosen, layers[:, None]),
     )
 
 
@@ -184,7 +188,7 @@ def unfolded_draws(world: Scenario, chosen: Pool, batch: Batch, *, draws: int = 
     none = np.zeros((draws, 1, chosen.parallel.ranks, 1), int)
     counts = np.stack([seen[layer.part, layer.tokens][:, i] for i, layer in enumerate(layers)], 1) if layers else none
     layers = np.tile(np.arange(counts.shape[1]), (draws, 1))
-    return Routed(counts=counts, layer_of=layers, distinct=distinct(world, chosen))
+    return Routed(counts=counts, layer_of=layers, distinct=distinct(world, chosen, layers))
 
 
 def unfolded(

@@ -285,8 +285,9 @@ def _routed(scenario: Scenario, pool: Pool, setup: Setup, batch: Batch, half: in
     node = scenario.hardware.offers[0].node
     sizes = [size for _, size in reach(node, scenario.hardware.fabric)]
     layout = arrange(scenario, pool, tokens=1, seed=0)
+    touched = distinct_blocks(sample, layout, pool.parallel.etp, sizes, layers.tolist())
     return Routed(
         counts=counts,
         layer_of=np.repeat(layers[:, None], len(totals), axis=1),
-        distinct=distinct_blocks(sample, layout, pool.parallel.etp, sizes, layers.tolist()),
+        distinct={size: np.repeat(each[:, None], len(totals), axis=1) for size, each in touched.items()},
     )

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from moesim.ground.streams import stream
 from moesim.passes.buffering import buffered, popular
@@ -46,7 +46,7 @@ class Arrangements:
     held: Layout | None = None
     sized: Sized = field(default_factory=dict)
     _layouts: dict[Hashable, Layout] = field(default_factory=dict)
-    _distinct: dict[Hashable, Mapping[int, float]] = field(default_factory=dict)
+    _distinct: dict[Hashable, Mapping[int, Float[np.ndarray, "draw"]]] = field(default_factory=dict)
     _counts: dict[tuple[int, int], Int[np.ndarray, "draw 1 expert"]] = field(default_factory=dict)
     _parts: dict[tuple[int, int], Int[np.ndarray, "draw 1 expert"]] = field(default_factory=dict)
     _routed: dict[Hashable, Routed] = field(default_factory=dict)
@@ -100,7 +100,10 @@ class Arrangements:
             self._routed[key] = Routed(
                 counts=counts / block,
                 layer_of=np.repeat(np.array(layers)[:, None], len(totals), axis=1),
-                distinct=self._distinct_blocks(pool, max(tokens)),
+                distinct={
+                    size: np.repeat(touched[:, None], len(totals), axis=1)
+                    for size, touched in self._distinct_blocks(pool, max(tokens)).items()
+                },
             )
         return self._routed[key]
 
@@ -111,7 +114,7 @@ class Arrangements:
 
     def distinct(self, pool: Pool) -> Mapping[int, float]:
         """Mean number of different blocks of ranks that one token's experts live in, by ranks per block."""
-        return self._distinct_blocks(pool, 1.0)
+        return {size: float(touched.mean()) for size, touched in self._distinct_blocks(pool, 1.0).items()}
 
     def drawn(self, total: int, half: int) -> Int[np.ndarray, "draw 1 expert"]:
         """Draw the choices of so many tokens in each sampled layer: the same for every plan that routes as many.
@@ -133,7 +136,7 @@ class Arrangements:
             self._parts[key] = self.sample.draw(np.array([tokens]), self.step, rng)
         return self._parts[key]
 
-    def _distinct_blocks(self, pool: Pool, tokens: float) -> Mapping[int, float]:
+    def _distinct_blocks(self, pool: Pool, tokens: float) -> Mapping[int, Float[np.ndarray, "draw"]]:
         key = self._place(pool)
         if key not in self._distinct:
             node = self.scenario.hardware.offer(pool.node).node

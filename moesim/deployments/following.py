@@ -22,6 +22,7 @@ from moesim.ground.errors import PolicyError
 from moesim.ground.units import Seconds
 from moesim.passes.parallelisms import layer_seconds
 from moesim.passes.table import table_of
+from moesim.passes.trained import state_of_experts
 from moesim.plans.layout import NO_LIMIT, Layout
 from moesim.plans.plan import Pool
 from moesim.policies.finding import make
@@ -137,14 +138,18 @@ class Watched:
     def sizes(self) -> Sizes:
         """Tell policies what they are told once; an expert counts for all the layers that its layer stands for."""
         p, node = self.pool.parallel, self.scenario.hardware.offer(self.pool.node).node.gpus
-        weights = expert_parameters(self.moe(0)) * bytes_of(self.format) / p.etp
+        parameters = expert_parameters(self.moe(0)) / p.etp * self.each
+        workload = self.scenario.workload
+        state, keepers = state_of_experts(workload, self.pool) if isinstance(workload, Training) else (0.0, 1)
         return Sizes(
             tokens=max(1, round(self.tokens)),
             topk=self.scenario.routing.topk,
             gpus=p.ranks,
             nodes=max(1, p.ep * p.etp // node),
-            expert=weights * self.each,
+            expert=parameters * bytes_of(self.format),
             node=node,
+            state=parameters * state,
+            keepers=keepers,
         )
 
     @property

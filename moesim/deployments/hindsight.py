@@ -159,7 +159,7 @@ def _stall(followed: Followed, before: Layout, after: Layout) -> Seconds:
     change = Change(
         layout=after,
         rebuilt=int(resized or before.cached != after.cached),
-        moved=float(fresh.sum(axis=(0, 2)).max()) * followed.sizes.expert,
+        moved=float(fresh.sum(axis=(0, 2)).max()) * followed.sizes.moving,
         background=background,
     )
     return followed.charges.stall(change)

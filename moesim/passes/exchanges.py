@@ -41,12 +41,13 @@ class Routed:
         expert block, whose total is then whole
     layer_of : number (among MoE layers) of the layer each cell was drawn from; where one layer stands for all, draws
         are taken from different layers
-    distinct : mean number of different blocks one token's experts live in, by ranks per block
+    distinct : mean number of different blocks one token's experts live in, by ranks per block, in the layer that each
+        cell was drawn from
     """
 
     counts: Shaped[np.ndarray, "draw layer rank expert"]
     layer_of: Int[np.ndarray, "draw layer"]
-    distinct: Mapping[int, float]
+    distinct: Mapping[int, Float[np.ndarray, "draw layer"]]
 
     @property
     def alike(self) -> bool:
@@ -125,6 +126,7 @@ def _side_by_side_plans(
         first,
         counts=np.concatenate([drawn.counts for drawn in routed]),
         layer_of=np.concatenate([drawn.layer_of for drawn in routed]),
+        distinct={size: np.concatenate([drawn.distinct[size] for drawn in routed]) for size in first.distinct},
     )
     return joined, np.concatenate([np.broadcast_to(home, (draws, home.shape[-1])) for home in homes])
 
@@ -212,7 +214,7 @@ def _plan_mixture(
     sizes, dispatch, combine = (
         tuple(_kept(phase, chosen) for phase in phases)
         for phases in _exchanges(
-            policy, moe, pool, layout, routed, per_block, totals, expert_of_slot, tokens, gated, topology
+            policy, moe, pool, layout, routed, cell, per_block, totals, expert_of_slot, tokens, gated, topology
         )
     )
     packed = rows.sum(axis=0) if stays(policy) else gated.rows.sum(axis=-1)
@@ -257,6 +259,7 @@ def _exchanges(
     pool: Pool,
     layout: Layout,
     routed: Routed,
+    cell: int,
     counts: Shaped[np.ndarray, "draw block member expert"],
     totals: Int[np.ndarray, "slot draw block"],
     expert_of_slot: Int[np.ndarray, "draw slot"],
@@ -286,7 +289,7 @@ def _exchanges(
             row=moe.input_dim * element(pool, "dispatch"),
             reverse=False,
             tokens=tokens[..., members],
-            distinct=routed.distinct,
+            distinct={size: touched[:, cell, None] for size, touched in routed.distinct.items()},
         )
         parts.append(block_phases(policy, dispatch, moe.input_dim * element(pool, "combine"), topology, gated.sizes))
     sizes, dispatched, combined = (_side_by_side(phases) for phases in zip(*parts, strict=True))

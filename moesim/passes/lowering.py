@@ -103,10 +103,11 @@ def sampled_layers(layers: int, draws: int) -> Int[np.ndarray, "draw"]:
 
 def distinct_blocks(
     routing: Routing, layout: Layout, etp: int, sizes: Sequence[int], layers: Sequence[int] | None = None
-) -> Mapping[int, float]:
+) -> Mapping[int, Float[np.ndarray, "layer"]]:
     """Mean number of different blocks of ranks that one token's experts live in, by ranks per block.
 
-    Every layer counts with its own placement. An expert with copies counts where its first copy lives.
+    Every layer of the routing has its own, by its own placement. An expert with copies counts where its first copy
+    lives.
 
     Parameters
     ----------
@@ -114,13 +115,14 @@ def distinct_blocks(
     """
     placed = layout.expert_of_slot[np.arange(routing.layers) if layers is None else list(layers)]
     alike, kind = np.unique(placed, axis=0, return_inverse=True)
-    touched = dict.fromkeys((1, *sizes), 0.0)
+    touched = {size: np.zeros(routing.layers) for size in (1, *sizes)}
     for number, slots in enumerate(alike):
-        part = routing.only(np.flatnonzero(kind.reshape(-1) == number).tolist())
+        here = np.flatnonzero(kind.reshape(-1) == number)
+        part = routing.only(here.tolist())
         _, first = np.unique(slots, return_index=True)
         rank_of_expert = layout.rank_of_slot[first] * etp
         for size in touched:
-            touched[size] += float(part.distinct(rank_of_expert // size).sum()) / routing.layers
+            touched[size][here] = part.distinct(rank_of_expert // size)
     return touched
 
 

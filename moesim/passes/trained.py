@@ -47,6 +47,15 @@ def state(workload: Training, model: Model, cols: Columns, stage: int) -> dict[s
     }
 
 
+def state_of_experts(workload: Training, pool: Pool) -> tuple[float, int]:
+    """Bytes an optimizer keeps of each parameter of an expert, and how many gpus with a copy share them out.
+
+    Gradients are used up between steps, where experts move.
+    """
+    sharding: Sharding = make("sharding", pool.policy("sharding"))
+    return OPTIMIZERS[workload.optimizer], pool.parallel.edp if sharding.stage else 1
+
+
 def _pipeline(pool: Pool) -> Pipeline:
     policy: Pipeline = make("pipeline", pool.policy("pipeline"))
     return policy

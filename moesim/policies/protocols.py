@@ -189,8 +189,10 @@ class Sizes:
     topk : experts a token chooses
     gpus : all that share the layers
     nodes : that one copy of all experts spans
-    expert : bytes of one expert on one gpu
+    expert : bytes of one expert's weights on one gpu
     node : gpus of a node
+    state : bytes that an optimizer keeps of these weights, whole; 0 where nothing is trained
+    keepers : gpus that share this state out; 1: each keeps all of it
     """
 
     tokens: int
@@ -199,6 +201,13 @@ class Sizes:
     nodes: int
     expert: float
     node: int = 8
+    state: float = 0.0
+    keepers: int = 1
+
+    @property
+    def moving(self) -> float:
+        """Bytes that a gpu copies in with an expert: its weights, and its share of what an optimizer keeps of them."""
+        return self.expert + self.state / self.keepers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

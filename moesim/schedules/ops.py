@@ -154,8 +154,8 @@ class Exchange:
 
     `rows[s, ..., r]` rows go from source rank r to slot s, which lives on ranks `ranks_of_slot[s]` (several with
     expert tensor parallelism; then each gets every row). `row` is bytes per row. `distinct` is the mean number of
-    different blocks one token's rows touch, keyed by the block's number of ranks (1: ranks), for algorithms that
-    send a token to a block once.
+    different blocks one token's rows touch, keyed by the block's number of ranks (1: ranks) and shaped to go with
+    `tokens`, for algorithms that send a token to a block once.
     """
 
     rows: Shaped[np.ndarray, "slot ..."]
@@ -164,7 +164,7 @@ class Exchange:
     row: Bytes
     reverse: bool
     tokens: Rows
-    distinct: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    distinct: Mapping[int, float | Rows] = field(default_factory=lambda: MappingProxyType({}))
 
     def split(self, parts: int) -> tuple[Exchange, ...]:
         """Cut each slot's rows by the rule that cuts the expert's product."""

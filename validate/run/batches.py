@@ -85,8 +85,9 @@ def routed(scenario: Scenario, pool: Pool, layout: Layout, counts: Float[np.ndar
     first = scenario.model.moe_layers[0]
     fewer = changed_model(scenario.model, shortcut).moe(first).topk / scenario.model.moe(first).topk
     sizes = [size for _, size in reach(scenario.hardware.offers[0].node, scenario.hardware.fabric)]
+    touched = distinct_blocks(scenario.routing.only([0]), layout, pool.parallel.etp, sizes, [0])
     return Routed(
         counts=(counts if fewer == 1 else counts / fewer)[None, None],
         layer_of=np.zeros((1, 1), int),
-        distinct=distinct_blocks(scenario.routing, layout, pool.parallel.etp, sizes),
+        distinct={size: each[:, None] for size, each in touched.items()},
     )

@@ -19,7 +19,8 @@ class Conventional:
 
     What Tutel is set beside (Hwang et al., "Tutel", MLSys 2023, section 3): whole experts under expert + data
     parallelism and slices under expert + model parallelism lie in different layouts, so every gpu copies in its share
-    of a layer's weights when the layer's r changes. Weights alone are counted, not what an optimizer keeps of them.
+    of a layer's weights when the layer's r changes, and in training of what the optimizer keeps of them: whoever keeps
+    it, whole or a share, it is cut as the weights are.
 
     Attributes
     ----------
@@ -45,8 +46,8 @@ class Conventional:
 
     def start(self, layout: Layout, sizes: Sizes) -> Turning:
         """Start with an empty dictionary, long after a switch; experts of a slot are 1 / r of whole ones."""
-        weights = layout.expert_of_slot.shape[1] * sizes.expert * int(layout.r[0])
-        return replace(turning(layout, sizes), moved=migration(weights, 1.0, sizes.gpus), since=self.cool_down)
+        whole = layout.expert_of_slot.shape[1] * (sizes.expert + sizes.state) * int(layout.r[0])
+        return replace(turning(layout, sizes), moved=migration(whole, 1.0, sizes.gpus), since=self.cool_down)
 
     def __call__(self, state: Turning, seen: Seen, rng: np.random.Generator) -> tuple[Turning, Change | None]:
         """Give every layer the best knobs of its capacity at its r, or at another where that gains enough."""

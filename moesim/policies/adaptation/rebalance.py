@@ -94,7 +94,7 @@ class Rebalance:
             return None
         fresh = (after != before).reshape(len(after), ranks, -1).sum(axis=(0, 2)).max()
         layout = replace(seen.layout, expert_of_slot=after)
-        return Change(layout=layout, moved=float(fresh) * state.sizes.expert, background=self.background)
+        return Change(layout=layout, moved=float(fresh) * state.sizes.moving, background=self.background)
 
 
 policy = Rebalance

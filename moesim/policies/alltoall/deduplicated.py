@@ -39,9 +39,11 @@ class Deduplicated:
         # Axes: (b, i) owner's node and place, (a, j) source's; the token lands on (b, j) and is handed on to (b, i).
         rows = rows_by_node(op, node)
         tokens = _by_node(op.tokens, op.ranks, node)
-        nodes_touched = op.distinct[node] if node < op.ranks else 1.0
+        nodes_touched, ranks_touched = (
+            np.asarray(op.distinct[size] if size < op.ranks else 1.0)[..., None] for size in (node, 1)
+        )
         to_nodes = _once(np.einsum("bi...aj->b...aj", rows), tokens, nodes_touched, (0,))
-        to_ranks = _once(rows, tokens, op.distinct[1], (0, 1))
+        to_ranks = _once(rows, tokens, ranks_touched, (0, 1))
         marks = joining_nodes(op.ranks, reach)
         other = 1.0 - np.eye(node)
         sent = _stacked(
@@ -68,7 +70,10 @@ def _by_node(tokens: Rows, ranks: int, node: int) -> Float[np.ndarray, "..."]:
 
 
 def _once(
-    rows: Float[np.ndarray, "..."], tokens: Float[np.ndarray, "..."], distinct: float, blocks: tuple[int, ...]
+    rows: Float[np.ndarray, "..."],
+    tokens: Float[np.ndarray, "..."],
+    distinct: Float[np.ndarray, "..."],
+    blocks: tuple[int, ...],
 ) -> Float[np.ndarray, "..."]:
     """Scale a source's rows per block down so that they add up to its tokens times the blocks one of them touches."""
     total = rows.sum(axis=blocks)
