@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moesim.validate.serving.anchored import anchor_rows, anchored_file
-from moesim.validate.serving.anchoring import SHIFTED, WIDTHS
+from moesim.validate.serving.anchoring import SHIFTED, WIDTHS, typical
 from moesim.validate.serving.compare import compare, with_predictions
-from moesim.validate.serving.fitting import NAMES, START, fit, habits, sample_of
+from moesim.validate.serving.fitting import NAMES, START, fit, habits, sample_of, slope_of, step
 from moesim.validate.serving.measured import Measured, Setup, read_measured, throughput
 from moesim.validate.serving.prediction import Predicted, Predictor
 from moesim.validate.serving.rivals import FILE as RIVALS
 from moesim.validate.serving.rivals import rivals, same_rows
 from moesim.validate.serving.roofline import rival
+from moesim.validate.serving.runs import Launch, Which, doubted, known_runs, launch_of
 from moesim.validate.serving.scores import errors, ordering, scored
 from moesim.validate.serving.spreads import shipped_spread
 from moesim.validate.serving.worlds import frameworks, known_model
@@ -264,3 +265,55 @@ def test_rivals_are_compared_on_exactly_their_rows():
     assert rivals([replace(row, setup=setup)])["aisimulate 0.13"] == []
     theirs = [(replace(row, setup=setup), Predicted(ttft=1.0, tpot=0.02))]
     assert same_rows([*theirs, (row, Predicted())], theirs) == theirs
+
+
+def qwen(**changes: object) -> Setup:
+    """A setup of SGLang's that launch scripts are known of."""
+    columns = {"model": "Qwen/Qwen3.5-397B-A17B", "system": "b200_sxm", "backend": "sglang", "gemm": "fp8", "tp": 4}
+    return replace(small(), **{**columns, "ep": 4, **changes})
+
+
+def test_launch_scripts_say_how_often_the_queue_is_looked_at():
+    assert launch_of(qwen(concurrency=8)).polls(qwen(concurrency=8), 1) == 10
+    assert launch_of(qwen()).polls(qwen(concurrency=16), 1) == 30
+    alone = qwen(system="b300_sxm", concurrency=64)
+    assert launch_of(alone).polls(alone, 1) == 10
+    assert launch_of(qwen(system="h100_sxm")) == Launch(backend="sglang")
+    assert launch_of(qwen(system="h100_sxm")).polls(qwen(), 1) == 1
+    assert launch_of(qwen()).budget > launch_of(qwen(backend="vllm")).budget
+
+
+def test_rows_are_told_by_any_column_that_is_named():
+    which = Which(backend="sglang", models=("Qwen3.5",), systems=("b200_sxm",), formats=("fp8",), tp=4, ep=4)
+    assert which.fits(qwen())
+    for change in ({"backend": "vllm"}, {"model": "a/b"}, {"system": "b300_sxm"}, {"gemm": ""}, {"tp": 8}, {"ep": 1}):
+        assert not which.fits(qwen(**change)), change
+
+
+def test_doubted_rows_are_scored_and_nothing_is_fitted_to_them(predictor):
+    assert doubted(qwen(ep=1))
+    assert not doubted(qwen())
+    assert all(doubt.why and doubt.source for doubt in known_runs().doubtful)
+    rows = planted(predictor)
+    sample = sample_of(rows)
+    assert sample.trusted.all()
+    wrong = replace(sample, logs=sample.logs + np.where(np.arange(len(rows)) == 2, 3.0, 0.0)[:, None])
+    slope = slope_of(predictor, wrong, np.tile(START, (1, 1)))
+    everything = np.ones(len(rows), bool)
+    apart = step(replace(wrong, trusted=everything & (np.arange(len(rows)) != 2)), slope, everything)
+    np.testing.assert_allclose(apart, step(wrong, slope, np.arange(len(rows)) != 2))
+    assert np.abs(apart - step(wrong, slope, everything)).max() > 0.01
+
+
+def test_equal_setups_count_with_the_median():
+    row = next(row for row in read_measured(EXCERPT) if math.isfinite(row.tpot))
+    sample = sample_of([row, row, replace(row, tpot=10 * row.tpot, ttft=10 * row.ttft)])
+    np.testing.assert_allclose(sample.logs, np.log([[row.ttft, row.tpot]]))
+
+
+def test_the_row_to_give_is_typical_and_trusted():
+    loads = [qwen(concurrency=load) for load in (4, 16, 64)]
+    others = [qwen(tp=8, ep=1, concurrency=16), *(qwen(ep=1, concurrency=load) for load in (4, 8, 16, 32))]
+    rows = [Measured(text={}, setup=setup) for setup in (*loads, *others)]
+    assert typical(rows) == qwen(concurrency=16)
+    assert typical(rows[4:]).concurrency in (8, 16)

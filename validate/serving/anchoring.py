@@ -7,6 +7,7 @@ is most likely given how far such numbers lie apart between deployments and how 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,8 +18,9 @@ from jaxtyping import Float
 from moesim.world.framework import Framework
 
 from .fitting import Residuals, Sample, sample_of
-from .measured import Measured
+from .measured import Measured, Setup
 from .prediction import Predicted, Predictor
+from .runs import doubted
 from .scores import group_of
 
 BETWEEN: Mapping[str, float] = MappingProxyType({"pace": 0.15, "prompt": 0.2, "latency": 0.5, "crowd": 0.5})
@@ -89,7 +91,7 @@ def _posterior(
 def with_one_row(
     predictor: Predictor, rows: Sequence[Measured], known: Mapping[str, Framework]
 ) -> Iterator[tuple[Measured, Predicted]]:
-    """Predict the rows of every group after a shift by one of them: that of the middle load.
+    """Predict the rows of every group after a shift by one of them: the most typical.
 
     A group is what one deployment can be: a model, a system, a framework's version and formats.
     """
@@ -99,9 +101,9 @@ def with_one_row(
             version = row.text.get("backend_version", "")
             groups.setdefault((*group_of(row.setup), row.setup.gemm, row.setup.moe, version), []).append(row)
     for group in groups.values():
-        chosen = _middle(group)
-        others = [row for row in group if row.setup != chosen.setup]
-        given = sample_of([row for row in group if row.setup == chosen.setup])
+        chosen = typical(group)
+        others = [row for row in group if row.setup != chosen]
+        given = sample_of([row for row in group if row.setup == chosen])
         if others and given.names:
             framework = anchor(predictor, given, known).framework
             shifted = {**known, framework.name: framework}
@@ -109,8 +111,15 @@ def with_one_row(
             yield from zip(others, found, strict=True)
 
 
-def _middle(rows: Sequence[Measured]) -> Measured:
-    """Find the row whose load is the median of all, by concurrency and lengths."""
-    setups = [(row.setup, place) for place, row in enumerate(rows) if row.setup is not None]
-    order = sorted(setups, key=lambda one: (one[0].concurrency, one[0].isl, one[0].osl))
-    return rows[order[len(order) // 2][1]]
+def typical(rows: Sequence[Measured]) -> Setup:
+    """Find the setup that is most like the others: of the layout that most have, its load nearest to the mean one.
+
+    Setups that are doubted are not chosen where there are others.
+    """
+    known = [row.setup for row in rows if row.setup is not None]
+    setups = [setup for setup in known if not doubted(setup)] or known
+    ((most, _),) = Counter(setup.layout for setup in setups).most_common(1)
+    loads = np.log([(setup.concurrency, setup.isl, setup.osl) for setup in setups])
+    away = np.abs(loads - loads.mean(axis=0)).sum(axis=1)
+    places = [place for place, setup in enumerate(setups) if setup.layout == most]
+    return setups[min(places, key=lambda place: float(away[place]))]

@@ -11,10 +11,11 @@ import numpy as np
 from .anchoring import with_one_row
 from .fitting import NAMES, Numbers, Sample, Slope, fit, habits, left_out, sample_of, without
 from .measured import Measured, Setup
-from .outcome import LEFT_OUT, ONE_ROW, page
+from .outcome import LEFT_OUT, ONE_ROW, TRUSTED, page
 from .prediction import Predicted, Predictor
 from .rivals import rivals
 from .roofline import rival
+from .runs import doubted
 from .scores import METRICS, Pair, scored
 from .spreads import FILE
 from .written import rewritten
@@ -58,15 +59,19 @@ def scored_fit(
     """Score a fit in sample, with a model or a system left out, with one row of every group given, and its rivals."""
     numbers, slope = found
     whole = zip(sample.setups, predictor.predict(sample.setups, habits(sample.names, numbers)), strict=True)
+    found_out = _pairs(rows, left_out(predictor, sample, slope, model))
+    one_row = _one_row(predictor, rows, sample, slope)
     return Fitted(
         names=sample.names,
         numbers=numbers,
-        setups=tuple(int((sample.place == place).sum()) for place in range(len(sample.names))),
+        setups=tuple(int((sample.trusted & (sample.place == place)).sum()) for place in range(len(sample.names))),
         scores={
             "in sample": _pairs(rows, whole),
-            LEFT_OUT: _pairs(rows, left_out(predictor, sample, slope, model)),
+            LEFT_OUT: found_out,
+            LEFT_OUT + TRUSTED: _trusted(found_out),
             "leave one system out": _pairs(rows, left_out(predictor, sample, slope, lambda setup: setup.system)),
-            ONE_ROW: _one_row(predictor, rows, sample, slope),
+            ONE_ROW: one_row,
+            ONE_ROW + TRUSTED: _trusted(one_row),
             "roofline, leave one model out": _pairs(rows, rival(sample, model)),
         },
         rivals=rivals(rows),
@@ -93,6 +98,11 @@ def _pairs(rows: Sequence[Measured], found: Iterable[tuple[Setup, Predicted]]) -
     known = dict(found)
     kept = [row for row in rows if row.setup in known]
     return scored(kept, [known[row.setup] for row in kept if row.setup is not None])
+
+
+def _trusted(pairs: Sequence[Pair]) -> list[Pair]:
+    """Leave out rows whose columns are known not to be what ran."""
+    return [pair for pair in pairs if pair[0].setup is not None and not doubted(pair[0].setup)]
 
 
 def spread_file(scores: dict[str, list[Pair]], origin: str) -> str:

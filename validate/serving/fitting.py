@@ -2,7 +2,7 @@
 
 Minimized is, for each framework by itself, the sum over its rows of soft absolute errors of log TPOT and log TTFT, and
 of squared distances of the log parameters from their priors; by Gauss and Newton with reweighting. Equal setups count
-once, with the geometric mean of their measurements. No number is keyed on a model, a system or a row.
+once, with the median of their measurements. No number is keyed on a model, a system or a row.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from moesim.world.framework import Framework
 
 from .measured import Measured, Setup
 from .prediction import Predicted, Predictor
+from .runs import doubted
 from .worlds import FRAMEWORKS, frameworks
 
 PRIORS: Mapping[str, tuple[float, float]] = MappingProxyType(
@@ -28,6 +29,7 @@ PRIORS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "prompt": (1.2, 0.3),  # prompts run outside captured graphs
         "latency": (50e-3, 1.0),  # tokenizer, server and stream: 20-110 ms
         "crowd": (400e-6, 1.0),  # 0.3-0.5 ms for each request in flight
+        "pace": (1.0, 0.07),  # kernels in a captured graph against those timed one by one
     }
 )
 """Median and logarithmic standard deviation of each number before any row is seen: orders of magnitude, assumed."""
@@ -53,17 +55,21 @@ Residuals = Float[np.ndarray, "row metric"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Different setups with their mean measurements, and their framework's place."""
+    """Different setups with the median of their measurements, their framework's place, and whether they are trusted.
+
+    Nothing is fitted to a row that is not, since its columns are known not to be what ran; it is scored all the same.
+    """
 
     setups: Sequence[Setup]
     logs: Residuals
     place: Int[np.ndarray, "row"]
     names: tuple[str, ...]
+    trusted: Bool[np.ndarray, "row"]
 
     def take(self, rows: Bool[np.ndarray, "row"]) -> Sample:
         """Keep some of the rows."""
         setups = [setup for setup, kept in zip(self.setups, rows, strict=True) if kept]
-        return Sample(setups=setups, logs=self.logs[rows], place=self.place[rows], names=self.names)
+        return replace(self, setups=setups, logs=self.logs[rows], place=self.place[rows], trusted=self.trusted[rows])
 
 
 def sample_of(rows: Sequence[Measured]) -> Sample:
@@ -75,17 +81,11 @@ def sample_of(rows: Sequence[Measured]) -> Sample:
     names = tuple(sorted({FRAMEWORKS[setup.backend] for setup in logs}))
     return Sample(
         setups=list(logs),
-        logs=np.array([np.mean(same, axis=0) for same in logs.values()]).reshape(-1, 2),
+        logs=np.array([np.median(same, axis=0) for same in logs.values()]).reshape(-1, 2),
         place=np.array([names.index(FRAMEWORKS[setup.backend]) for setup in logs], int),
         names=names,
+        trusted=np.array([not doubted(setup) for setup in logs], bool),
     )
-
-
-def numbers_of(names: Sequence[str]) -> Numbers:
-    """Logarithms of the shipped numbers of frameworks; the prior's where a framework has none."""
-    known = frameworks()
-    shipped = np.array([[getattr(known[name], number) for number in NAMES] for name in names])
-    return np.log(np.where(shipped > 0, shipped, np.exp(START)))
 
 
 def habits(names: Sequence[str], numbers: Numbers) -> dict[str, Framework]:
@@ -121,7 +121,7 @@ def slope_of(predictor: Predictor, sample: Sample, at: Numbers) -> Slope:
 
 def step(sample: Sample, slope: Slope, kept: Bool[np.ndarray, "row"]) -> Numbers:
     """Solve the linearized problem on some of the rows, reweighted until it settles."""
-    good = kept & np.isfinite(slope.value).all(axis=-1) & np.isfinite(slope.slope).all(axis=(-1, -2))
+    good = kept & sample.trusted & np.isfinite(slope.value).all(axis=-1) & np.isfinite(slope.slope).all(axis=(-1, -2))
     moved = slope.at.copy()
     for place in range(len(sample.names)):
         rows = good & (sample.place == place)

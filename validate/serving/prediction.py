@@ -25,7 +25,8 @@ from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
 from .measured import Setup, throughput
-from .worlds import batching, frameworks, poll_of, pool, world
+from .runs import launch_of
+from .worlds import batching, frameworks, pool, world
 
 DRAWS = 4
 """Routing draws of a step: rows differ by far more than draws do."""
@@ -38,6 +39,9 @@ MOST = 16384
 
 
 ROUTER = Policy(name="round_robin")
+
+LAG = 1
+"""Steps after which a token is seen: all three engines plan and start the next one before they hand it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,7 @@ class Predictor:
             if room.limits[0].largest < setup.isl + setup.osl:
                 return Predicted(reason="weights leave no room for the cache of one request")
             table = with_host(self._kernels(setup), framework, len(scenario.model.layers))
-            limits = replace(room.limits[0], poll=poll_of(setup, framework))
+            limits = replace(room.limits[0], poll=launch_of(setup).polls(setup, framework.poll))
             ready = Ready(pool=chosen, table=table, limits=limits, per_token=room.per_token[0])
             return _served(setup, scenario, ready, framework)
         except MoesimError as refusal:
@@ -118,8 +122,8 @@ def _served(setup: Setup, scenario: Scenario, ready: Ready, framework: Framework
     deployment = Deployment(pools=(ready,), router=ROUTER, tier=scenario.hardware.fabric[0], emitted=1.0, warm_up=0)
     assert isinstance(scenario.workload, Serving)
     served = deployment.serve(generate(scenario.workload, seed=0), lambda share: None)
-    ttft = float(np.mean(served.ttft)) + framework.latency + framework.crowd * setup.concurrency
     tpot = float(np.nanmean(served.tpot))
+    ttft = float(np.mean(served.ttft)) + LAG * tpot + framework.latency + framework.crowd * setup.concurrency
     if not math.isfinite(ttft + tpot):
         return Predicted(reason="a request never fits in the cache, or gives one token only")
     return Predicted(ttft=ttft, tpot=tpot, throughput=throughput(setup, ttft, tpot))

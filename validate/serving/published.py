@@ -116,7 +116,8 @@ def _step(setup: Setup, scenario: Scenario, pool: Pool) -> Served:
     one = _prompts(setup, pool) if prompts else _decodes(setup, batching.speculated)
     seconds = float(pass_times(drawn.scenario, pool, drawn, [one])[0][0])
     sequences = 0.0 if prompts else setup.size * pool.parallel.ranks / pool.parallel.dp
-    seconds += scenario.frameworks[pool.framework].overhead(len(scenario.model.layers), sequences)
+    framework = scenario.frameworks[pool.framework]
+    seconds = framework.pace * (seconds + framework.overhead(len(scenario.model.layers), sequences))
     per_gpu = setup.size * (1.0 if prompts else batching.emitted) / seconds
     gpus = scenario.hardware.offer(pool.node).node.gpus
     return {"per_node": per_gpu * gpus, "per_gpu": per_gpu, "step": seconds}

@@ -50,7 +50,7 @@ def rival(sample: Sample, key: Callable[[Setup], str]) -> Iterator[tuple[Setup, 
     groups = np.array([key(setup) for setup in sample.setups])
     known = np.array([isinstance(work, Work) for work in works])
     for group in sorted(set(groups.tolist())):
-        constants = _fitted(sample, works, known & (groups != group))
+        constants = _fitted(sample, works, known & sample.trusted & (groups != group))
         for place in np.flatnonzero(groups == group).tolist():
             setup, work = sample.setups[place], works[place]
             yield setup, _predicted(setup, work, constants) if isinstance(work, Work) else Predicted(reason=work)

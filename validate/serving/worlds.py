@@ -20,6 +20,7 @@ from moesim.world.scenario import Scenario
 from moesim.world.workload import Arrivals, Lengths, Requests, Serving
 
 from .measured import JITTER, Setup
+from .runs import BUDGET, launch_of
 
 NODES = {
     "a100_pcie": "pcie/a100-80gb-x8",
@@ -69,27 +70,8 @@ FORMATS = {
 CV = 0.25
 """Spread of expert popularity: what released models show on mixed text; not fitted here."""
 
-BUDGET = 8192
-"""Tokens of a chunk: vLLM's default, and near the others'; 8k against 16k cannot be told apart by such rows."""
-
 FP8_CACHE = ("nvidia/hgx-b200", "nvidia/hgx-b300", "nvidia/gb200-nvl72", "nvidia/gb300-nvl72")
 """Nodes on which caches are kept in 8 bits, as TensorRT-LLM does everywhere; assumed, since files do not say it."""
-
-
-RARE_POLL = 30
-"""Decode steps between two looks at the queue in SGLang's benchmarks on Blackwell from `BUSY` requests on.
-
-A flag of the benchmark, inferred from when TTFT steps up; elsewhere the framework's own number holds.
-"""
-
-BUSY = 16
-BLACKWELL = ("b200_sxm", "b300_sxm")
-
-
-def poll_of(setup: Setup, framework: Framework) -> int:
-    """Decode steps between two looks at the queue in the benchmark that a measurement is from."""
-    rare = framework.name == "sglang" and setup.system in BLACKWELL and setup.concurrency >= BUSY
-    return RARE_POLL if rare else framework.poll
 
 
 def known_model(name: str) -> str:
@@ -206,14 +188,14 @@ def pool(setup: Setup) -> Pool:
         policies={
             **DEFAULT_POLICIES,
             "alltoall": Policy(name="reduce" if parallel.dp == 1 else "gathered"),
-            "batching": batching(max(-(-setup.concurrency // (parallel.dp * replicas)), 1)),
+            "batching": batching(max(-(-setup.concurrency // (parallel.dp * replicas)), 1), launch_of(setup).budget),
         },
     )
 
 
-def batching(most: int) -> Policy:
+def batching(most: int, budget: int = BUDGET) -> Policy:
     """Chunked prefill of up to so many sequences in each dp group."""
-    return Policy(name="chunked", settings={"max_batch": most, "budget": max(BUDGET, most)})
+    return Policy(name="chunked", settings={"max_batch": most, "budget": max(budget, most)})
 
 
 def _precision(setup: Setup) -> Mapping[str, str]:
