@@ -118,6 +118,18 @@ def _all_to_all(cases: Cases) -> Iterator[tuple[Index, AllToAll]]:
     yield _all(cases), AllToAll(tiers=(cases.kind,), sent=moved, received=moved, messages=messages)
 
 
+def _hierarchical(cases: Cases) -> Iterator[Term]:
+    """An exchange inside nodes, then one between ranks of one place in all nodes, each after sorting what is sent."""
+    size, ranks, width = (_column(cases, name) for name in ("size", "ranks", "width"))
+    for members in (width, ranks / width):
+        moved = (size * (members - 1) / members)[None]
+        yield _all(cases), Elementwise(traffic=2 * size)
+        yield (
+            _all(cases),
+            AllToAll(tiers=(cases.kind,), sent=moved, received=moved, messages=(members - 1)[None], way="hierarchical"),
+        )
+
+
 def _exchange(cases: Cases) -> Iterator[Term]:
     """A dispatch or a combine, by the number of experts."""
     for slots in np.unique(cases.inputs["experts"]):
@@ -166,6 +178,7 @@ _BUILDERS: Mapping[str, Callable[[Cases], Iterator[Term]]] = MappingProxyType(
         "all_to_all": _all_to_all,
         "dispatch": _exchange,
         "combine": _exchange,
+        "hierarchical": _hierarchical,
         "send": _send,
         "copy": _copy,
         "host": _host,

@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from moesim.ground.errors import MoesimError
 from moesim.ground.units import Source
-from moesim.schedules.costs.collectives import PROTOCOLS, ROUNDS, WAYS
+from moesim.schedules.costs.collectives import DIRECT, PROTOCOLS, ROUNDS, WAYS
 from moesim.schedules.costs.fits import Machine, fit_of, fit_of_tier
 from moesim.schedules.costs.priors import NVLINKS, deepep_prior, nccl_prior
 from moesim.world.hardware import Device, Fit, Tier
@@ -68,7 +68,7 @@ class Bench:
         """Return the datasheet's fit of an operation; of an all-to-all that of NCCL's or DeepEP's kernels."""
         if self.tier is not None and cases.operation == "all_to_all" and self.tier.name in NVLINKS:
             return nccl_prior(self.tier)
-        if self.tier is not None and cases.operation in WAYS[1:]:
+        if self.tier is not None and cases.operation in DIRECT:
             return deepep_prior(self.tier)
         bare = replace(self.device, fits=MappingProxyType({}))
         if self.tier is not None:

@@ -10,6 +10,7 @@ from moesim.ground.errors import MoesimError
 from moesim.world.hardware import MEMORY_TIERS, Fit, Node, Tier
 
 from .cases import Cases
+from .compiled import fit_compiling
 from .fastest import Fitted, by_key
 from .fit import Bench
 from .own import PADDED, cases_of
@@ -47,8 +48,9 @@ def fit_samples(samples: Iterable[Sample], node: Node, *, title: str = "our samp
     MoesimError
         Nothing could be fitted.
     """
+    samples = tuple(samples)
     fitted: list[Fitted] = []
-    left_out: list[str] = []
+    compiling, left_out = fit_compiling(samples, title)
     for cases in cases_of(samples, link_of(node)):
         try:
             fitted.append(_fitted(cases, node, title))
@@ -58,7 +60,7 @@ def fit_samples(samples: Iterable[Sample], node: Node, *, title: str = "our samp
         raise MoesimError(f"{title}: nothing could be fitted; {'; '.join(left_out) or 'it has no samples'}")
     padded = {f"{one.cases.key}/{one.cases.kernel}": one.fit for one in fitted if one.cases.kernel in PADDED}
     fits = {**by_key(one for one in fitted if one.cases.kernel not in PADDED), **padded}
-    return Outcome(fits=fits, left_out=tuple(left_out))
+    return Outcome(fits=fits | compiling, left_out=tuple(left_out))
 
 
 def _fitted(cases: Cases, node: Node, title: str) -> Fitted:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from moesim.files.profiles import load_profile
-from moesim.schedules.costs.collectives import WAYS
+from moesim.schedules.costs.collectives import DIRECT
 from moesim.world.hardware import RUN_BY, Fit
 
 from .cases import Cases
@@ -100,7 +100,7 @@ def profile_of(
             usual = found.get("") or next(
                 found[framework_of(cases)] for cases in ranked([one.cases for one in found.values()])
             )
-            own = key.partition("/")[0] in WAYS[1:]  # which plans use if their framework brings such kernels along
+            own = key.partition("/")[0] in DIRECT  # which plans use if their framework brings such kernels along
             fits |= {} if own else {key: usual.fit}
             fits |= {f"{key}{RUN_BY}{name}": one.fit for name, one in found.items() if own or one is not usual}
     return fits

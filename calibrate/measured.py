@@ -15,6 +15,7 @@ from moesim.schedules.costs.collectives import ROUNDS
 from moesim.world.hardware import Device, Fit, Node, Tier
 
 from .fitting import fit_samples
+from .own import LEVELS
 from .raw import Raw, Sample, quantile, slug
 
 LINK = "loopback"
@@ -73,11 +74,29 @@ def profile_of(raw: Raw, *, ranks: int | None = None, title: str = "samples of t
 
 
 def of_ranks(raw: Raw, ranks: int) -> tuple[Sample, ...]:
-    """Keep what so many ranks did together, or all of it where they did nothing; a CPU's copies are its host's."""
-    between = {sample.ranks for sample in raw.samples if sample.operation in TOGETHER}
-    wanted = {ranks} if ranks in between else between
-    kept = (sample for sample in raw.samples if sample.operation not in TOGETHER or sample.ranks in wanted)
+    """Keep what so many ranks did together, or all of it where they did nothing; a CPU's copies are its host's.
+
+    That holds for each kind by itself: an exchange by levels takes four ranks at least.
+    """
+    between: dict[tuple[str, str], set[int]] = {}
+    for sample in raw.samples:
+        if together(sample):
+            between.setdefault(_kind(sample), set()).add(sample.ranks)
+    kept = (
+        sample
+        for sample in raw.samples
+        if not together(sample) or sample.ranks == ranks or ranks not in between[_kind(sample)]
+    )
     return tuple(kept) if "gpus" in raw.header["machine"] else tuple(_of_cpu(sample) for sample in kept)
+
+
+def together(sample: Sample) -> bool:
+    """Tell whether ranks did this with each other; so is work beside a collective."""
+    return sample.operation in TOGETHER or (sample.operation == "interference" and "all_to_all" in sample.kernel)
+
+
+def _kind(sample: Sample) -> tuple[str, str]:
+    return sample.operation, sample.kernel.partition(" ")[0] if sample.operation == "all_to_all" else sample.kernel
 
 
 def _of_cpu(sample: Sample) -> Sample:
@@ -132,7 +151,7 @@ def _best(samples: Iterable[Sample], operation: str, amount: Callable[[Sample], 
 
 def _link(samples: Sequence[Sample], ranks: int) -> Tier:
     """Describe what joins ranks by what they sent each other; a machine without it has a slow one, of one rank."""
-    sent = [sample for sample in samples if sample.operation == "all_to_all"]
+    sent = [sample for sample in samples if sample.operation == "all_to_all" and not sample.kernel.startswith(LEVELS)]
     if not sent:
         return Tier(name=LINK, ranks=ranks, bandwidth=1e9, latency=1e-4)
     best = _best(sent, "all_to_all", lambda sample: sample.inputs["sent"])

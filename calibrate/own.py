@@ -46,6 +46,10 @@ PADDED = ("batched", "compiled")
 """Ways of multiplying experts that give each as many rows as the fullest has."""
 
 
+LEVELS = "hierarchical"
+"""The exchange in two phases, whose kernel goes on with nodes x ranks of a node: `hierarchical 2x4`."""
+
+
 def cases_of(samples: Iterable[Sample], link: str) -> list[Cases]:
     """Gather samples by operation, dtype and kernel.
 
@@ -78,6 +82,8 @@ def place_of(sample: Sample, link: str) -> Place | None:
         return Place(operation="elementwise", dtype="bf16" if kind else "", kind=kind)
     if operation == "host":
         return Place(operation=operation)
+    if operation == "all_to_all" and kernel.startswith(LEVELS):
+        return Place(operation=LEVELS, kind=link)
     if operation in ROUNDS or operation == "send" or (operation == "all_to_all" and kernel in ("even", "uneven")):
         return Place(operation=operation, kind=link)
     if operation == "copy":
@@ -125,6 +131,12 @@ def _exchange(sample: Sample) -> Inputs:
     return {"moved": moved, "messages": sample.inputs["messages"]}
 
 
+def _by_levels(sample: Sample) -> Inputs:
+    """Read the width of the innermost level off the kernel's name."""
+    width = float(sample.kernel.rpartition("x")[2])
+    return {"size": sample.inputs["size"], "ranks": float(sample.ranks), "width": width}
+
+
 _ATTENTION = _only("heads", "kv_heads", "key_dim", "value_dim", "tokens", "prompts", "pairs", "keys")
 _READERS: Mapping[str, Callable[[Sample], Inputs]] = MappingProxyType(
     {
@@ -138,6 +150,7 @@ _READERS: Mapping[str, Callable[[Sample], Inputs]] = MappingProxyType(
         "send": _only("size"),
         **dict.fromkeys(ROUNDS, _only("size", "ranks")),
         "all_to_all": _exchange,
+        LEVELS: _by_levels,
     }
 )
 """What of a sample's inputs an operation's cost depends on."""

@@ -17,10 +17,12 @@ from moesim.files.plans import plan_tree, read_plan
 from moesim.files.resolved import space_tree
 from moesim.files.spaces import read_space
 from moesim.ground.errors import PlanError
+from moesim.ground.units import Source
 from moesim.passes.table import table_of
 from moesim.plans.plan import Parallel, Plan, Policy, Space
 from moesim.search.reacting import offered
 from moesim.world.generators import Balanced, Drift, Drifting, Fade, Limits, Phased, Recipe, Recorded, made
+from moesim.world.hardware import Fit
 
 EPLB = Policy(name="eplb", settings={"redundant": 8})
 PADDED = Policy(name="static", settings={"factor": 4.0, "sparse": True})
@@ -163,6 +165,19 @@ class TestReacting:
         assert len(cheap.walk.changes) == len(dear.walk.changes) > 0
         assert dear.walk.total - cheap.walk.total == pytest.approx(49.0 * len(dear.walk.changes))
         assert cheap.walk.seconds[-1] < cheap.walk.seconds[0]
+
+    def test_a_machine_that_was_timed_compiling_says_what_a_recompile_takes(self):
+        base = world(workload=worlds.TRAINING, recompile=50.0, cv=0.3)
+        (offer,) = base.hardware.offers
+        fit = Fit(form="compile", params={"launch": 1.0, "per_layer": 0.1}, shared=0.0, point=0.0, box={},
+                  source=Source(kind="fitted", title="by hand"))  # fmt: skip
+        device = replace(offer.node.device, fits={**offer.node.device.fits, "compile": fit})
+        hardware = replace(base.hardware, offers=(replace(offer, node=replace(offer.node, device=device)),))
+        found = followed(replace(base, hardware=hardware), plan(DYNAMOE, gating=PADDED))
+        expected = 1.0 + 0.1 * 8 * len(base.model.layers)
+        assert found.walk.changes
+        assert found.charges.rebuild == pytest.approx(expected)
+        assert found.walk.stalls.max() == pytest.approx(expected)
 
     def test_cached_assignments_put_the_gate_aside_while_they_agree(self):
         found = followed(world(workload=worlds.TRAINING, share=0.25), plan(CACHING, gating=PADDED))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from moesim.calibrate import own_accuracy
+from moesim.calibrate.compiled import fit_compiling
 from moesim.calibrate.fitting import fit_samples
-from moesim.calibrate.measured import profile_of, slowed
+from moesim.calibrate.measured import Profile, profile_of, slowed
 from moesim.calibrate.nodes import write_node
 from moesim.calibrate.raw import FORMAT, read
 from moesim.calibrate.sums import ops_of, predicted
@@ -17,7 +19,12 @@ from moesim.calibrate.sums import ops_of, predicted
 from moesim.cli import app
 from moesim.files.profiles import load_profile
 from moesim.ground.errors import InputError, MoesimError
-from moesim.schedules.ops import AllToAll, Grouped
+from moesim.policies.alltoall.two_dh import TwoDimensional
+from moesim.schedules.costs.fits import machine_of
+from moesim.schedules.costs.forms import form_of
+from moesim.schedules.costs.rebuilding import rebuilding
+from moesim.schedules.ops import AllToAll, Exchange, Grouped
+from moesim.world.hardware import reach
 
 HEADER = {
     "format": FORMAT,
@@ -60,8 +67,17 @@ def sampled() -> list[str]:
                 line("all_to_all", ranks * 1e-4 + ranks * size / LINK, "even", ranks=ranks, size=size, **sizes)
             )
     lines += [line("host", 2e-6, "read back", "int64", 2, numbers=float(number), calls=1.0) for number in range(1, 5)]
-    beside = json.loads(line("interference", 3e-3, "gemm beside all_to_all", "fp32", 2, size=1.0))
-    return [*lines, json.dumps(beside | {"alone": [2e-3]})]
+    for layers in (1.0, 4.0, 8.0):
+        lines.append(line("compile", 1.0 + 0.05 * layers, "first", "fp32", layers=layers))
+        lines.append(line("compile", 0.07, "cached", "fp32", layers=layers))
+    for size in 4096 * 4.0 ** np.arange(7):  # two phases of two ranks, and two copies that sort
+        seconds = 2 * (5e-4 + size / 2 / (LINK / 4)) + 2 * (2 * size / MEMORY)
+        lines.append(line("all_to_all", seconds, "hierarchical 2x2", ranks=4, size=size))
+    beside = [
+        json.loads(line("interference", more * 2e-3, "gemm beside all_to_all", "fp32", ranks, size=1.0))
+        for ranks, more in ((2, 1.5), (4, 9.0))
+    ]
+    return [*lines, *(json.dumps(one | {"alone": [2e-3]}) for one in beside)]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +87,13 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_machine_is_described_by_its_best_points_and_its_fits(raw: Path) -> None:
-    found = profile_of(read(raw))
-    node, device = found.node, found.node.device
+@pytest.fixture(scope="module")
+def made(raw: Path) -> Profile:
+    return profile_of(read(raw))
+
+
+def test_a_machine_is_described_by_its_best_points_and_its_fits(made: Profile) -> None:
+    node, device = made.node, made.node.device
     assert (node.name, node.gpus, device.processors, device.memory) == ("measured/some-cpu-r", 2, 1, 4e9)
     assert device.flop_rate["bf16"] == pytest.approx(RATE, rel=0.05)
     assert [(tier.name, tier.ranks, tier.sharers) for tier in node.tiers] == [
@@ -82,17 +102,58 @@ def test_a_machine_is_described_by_its_best_points_and_its_fits(raw: Path) -> No
     assert device.fits["elementwise/bf16/pack"].params["bandwidth"] == pytest.approx(MEMORY, rel=0.05)
     assert device.fits["elementwise/bf16/gate"].params["bandwidth"] == pytest.approx(MEMORY / 5, rel=0.05)
     assert device.interference == {"compute": {"collective": pytest.approx(0.515)}}
-    assert found.left_out == ()
+    assert made.left_out == ()
 
 
-def test_padded_experts_are_kept_by_name_and_never_the_default_however_fast(raw: Path) -> None:
-    fits = profile_of(read(raw)).node.device.fits
+def test_what_compiling_takes_is_a_line_over_the_layers_of_the_graph(made: Profile) -> None:
+    device = made.node.device
+    fit = device.fits["compile"]
+    assert fit.params == {"launch": pytest.approx(1.01, rel=0.02), "per_layer": pytest.approx(0.05, rel=0.1)}
+    assert (fit.box["layers"], fit.source.kind) == ((1.0, 8.0), "fitted")
+    assert rebuilding(device, 20.0) == pytest.approx(2.02, rel=0.03)
+    graph = replace(fit, params={"launch": 0.25, "per_layer": 0.0})
+    assert rebuilding(replace(device, fits={"compile": fit, "graph": graph}), 20.0) == pytest.approx(2.27, rel=0.03)
+    with pytest.raises(MoesimError, match=r"of form `gemm` with launch; write `form: compile` with launch and per_l"):
+        rebuilding(replace(device, fits={"compile": replace(fit, form="gemm", params={"launch": 1.0})}), 20.0)
+
+
+def test_compiling_that_was_hardly_measured_is_left_out_with_what_to_measure(raw: Path) -> None:
+    few = [one for one in read(raw).samples if one.inputs.get("layers", 1.0) == 1.0]
+    assert fit_compiling(few, "raw.jsonl") == (
+        {},
+        [
+            "compile: 1 points of graphs of 1 sizes; a line needs 3 points of 2 sizes: "
+            "measure longer, or --only compilation"
+        ],
+    )
+
+
+def test_an_exchange_by_levels_has_a_fit_of_its_own_that_plans_with_two_levels_use(made: Profile) -> None:
+    node = made.node
+    device = node.device
+    machine = machine_of(node, ())
+    moved = np.array([[2.0**20]])
+    plain = AllToAll(tiers=("loopback",), sent=moved, received=moved, messages=np.ones((1, 1)))
+    phase = replace(plain, way="hierarchical")
+    assert form_of(phase).price(phase, machine)[0] == pytest.approx(5e-4 + 2.0**20 / (LINK / 4), rel=0.1)
+    assert form_of(plain).price(plain, machine)[0] == pytest.approx(2e-4 + 2.0**20 / (LINK / 2), rel=0.1)
+    (mine,) = [key for key in device.fits if key.startswith("hierarchical")]
+    exchange = Exchange(rows=np.ones((4, 4)), ranks_of_slot=np.arange(4)[:, None], ranks=4, row=8.0, reverse=False,
+                        tokens=np.ones(4))  # fmt: skip
+    fabric = (replace(node.tiers[0], name="rail", ranks=4),)
+    phases = TwoDimensional()(exchange, reach(node, fabric))
+    used = [form_of(one.op).fits(one.op, machine_of(node, fabric)) for one in phases if isinstance(one.op, AllToAll)]
+    assert [fit for fits in used for fit in fits.values() if fit.source.kind == "fitted"] == [device.fits[mine]]
+
+
+def test_padded_experts_are_kept_by_name_and_never_the_default_however_fast(made: Profile) -> None:
+    fits = made.node.device.fits
     assert fits["grouped_gemm/bf16"] != fits["grouped_gemm/bf16/batched"]
     assert fits["grouped_gemm/bf16"].params["per_expert"] > fits["grouped_gemm/bf16/batched"].params["per_expert"] > 0
 
 
-def test_ranks_that_share_a_core_take_turns_and_talk_as_so_many_did(raw: Path) -> None:
-    two, four = (profile_of(read(raw), ranks=ranks).node for ranks in (2, 4))
+def test_ranks_that_share_a_core_take_turns_and_talk_as_so_many_did(raw: Path, made: Profile) -> None:
+    two, four = made.node, profile_of(read(raw), ranks=4).node
     slow, quick = (node.device.fits["elementwise/bf16/pack"].params for node in (four, two))
     assert slow["launch"] == pytest.approx(2 * quick["launch"])
     assert slow["bandwidth"] == pytest.approx(quick["bandwidth"] / 2)
@@ -103,25 +164,26 @@ def test_ranks_that_share_a_core_take_turns_and_talk_as_so_many_did(raw: Path) -
     assert slowed(two.device.fits["copy/disk"], 2.0) == two.device.fits["copy/disk"]
 
 
-def test_a_profile_is_a_node_that_scenarios_name(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_is_a_node_that_scenarios_name(
+    raw: Path, made: Profile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "deep" / "mine.yaml"
     app(["calibrate", "fit", str(raw), "--out", str(out)], result_action="return_value")
     assert "gemm/bf16: within" in capsys.readouterr().out
     back = load_profile("node", str(out))
-    made = profile_of(read(raw)).node
     assert dict(back.profile.device.fits["gemm/bf16"].params) == pytest.approx(
-        dict(made.device.fits["gemm/bf16"].params), rel=1e-3
+        dict(made.node.device.fits["gemm/bf16"].params), rel=1e-3
     )
     assert back.sources["device.flop_rate.bf16"].raw == "raw.jsonl"
     assert back.sources["power"].kind == "assumed"
     assert [path.name for path in out.parent.iterdir()] == ["mine.yaml"]
 
 
-def test_nothing_stays_of_a_profile_that_cannot_be_written(raw: Path, tmp_path: Path) -> None:
+def test_nothing_stays_of_a_profile_that_cannot_be_written(raw: Path, made: Profile, tmp_path: Path) -> None:
     (tmp_path / "taken.yaml").mkdir()
     samples = read(raw)
     with pytest.raises(MoesimError, match=r"taken.yaml: .* name another file with --out"):
-        write_node(tmp_path / "taken.yaml", profile_of(samples), samples.header, "raw.jsonl")
+        write_node(tmp_path / "taken.yaml", made, samples.header, "raw.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["taken.yaml"]
 
 

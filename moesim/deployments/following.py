@@ -28,6 +28,7 @@ from moesim.plans.plan import Pool
 from moesim.policies.finding import make
 from moesim.policies.protocols import Adaptation, Sizes
 from moesim.schedules.costs.fits import machine_of
+from moesim.schedules.costs.rebuilding import rebuilding
 from moesim.world.formats import bytes_of
 from moesim.world.hardware import reach, tier_between
 from moesim.world.model import Moe, expert_parameters
@@ -40,6 +41,9 @@ FEWEST, MOST = 4, 64
 """Phases it is followed through, where the steps allow."""
 FINENESS = 8
 """Capacities per doubling at which knobs are priced."""
+
+PRODUCTS = 8
+"""Products of a layer, as graphs have them: four of attention, the gate's, three of experts; rarely far from it."""
 
 OPEN = np.zeros(1)
 """A price that is still to be found."""
@@ -158,16 +162,18 @@ class Watched:
         return self.pool.precision.get("experts") or self.scenario.model.dtype_of.get("experts", "bf16")
 
     def charges(self) -> Charges:
-        """Price changes: recompiling and deciding are the framework's; weights come over the experts' last tier.
+        """Price changes: deciding is the framework's; so is recompiling where nobody timed it on the device.
 
-        Knobs are tried on one layer, not on all that a sampled one stands for.
+        Weights come over the experts' last tier. Knobs are tried on one layer, not on all a sampled one stands for.
         """
         node, fabric = self.scenario.node(self.pool.node, self.pool.framework), self.scenario.hardware.fabric
         p, machine = self.pool.parallel, machine_of(node, fabric)
         tier = tier_between(reach(node, fabric), 0, p.ep * p.etp - 1)
         rate = machine.transfer("send", tier).params["efficiency"] * machine.tier(tier).bandwidth
         framework = self.scenario.frameworks[self.pool.framework]
-        return Charges(rebuild=framework.recompile, host=framework.rebalance, rate=rate, trials=1 / self.each)
+        measured = rebuilding(node.device, PRODUCTS * len(self.scenario.model.layers) / p.pp)
+        rebuild = framework.recompile if measured is None else measured
+        return Charges(rebuild=rebuild, host=framework.rebalance, rate=rate, trials=1 / self.each)
 
 
 Key = tuple[int, int, bool]

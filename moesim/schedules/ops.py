@@ -177,7 +177,8 @@ class AllToAll:
     """Bytes each rank sends and receives on each tier, and messages it posts there, made from an `Exchange`.
 
     `way` is ``dispatch`` or ``combine`` where each row goes straight to its expert or comes straight back, which
-    frameworks may have kernels of their own for; else ``all_to_all``. `slots` is how many experts, copies included, all
+    frameworks may have kernels of their own for; ``hierarchical`` in either phase of an exchange by levels; else
+    ``all_to_all``. `slots` is how many experts, copies included, all
     ranks hold then.
     """
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 
 from moesim.ground.errors import MoesimError
 from moesim.plans.plan import Pool
+from moesim.schedules.costs.rebuilding import STEPS
 from moesim.schedules.ops import Copy
 from moesim.world.hardware import Hardware, Node, Tier
 from moesim.world.scenario import Scenario
@@ -107,15 +109,22 @@ def measured_machines(scenario: Scenario, layers: list[Layer], bundle: Bundle, f
         run_bundles(each)
     sessions = [read_results(each).trials for each in folders]
     points = [seen for each in layers if (seen := _seen(each, sessions)) is not None]
-    node, fabric = scenario.hardware.offers[0].node, scenario.hardware.fabric
+    rebuild = _rebuild([one.compiled for each in points if each.gauge.kind == RECOMPILE for one in each.found])
+    own = ("hierarchical", *(STEPS if rebuild is not None else ()))
+    node, fabric = without(scenario.hardware.offers[0].node, own), scenario.hardware.fabric
     nodes: dict[str, Node] = {}
     for kind in dict.fromkeys(each.gauge.kind for each in points if each.gauge.kind not in EXTRA):
         some = [each.point for each in points if each.gauge.kind == kind]
         nodes[kind] = _with_tiers(tuned(node, fabric, some, title), fabric, points, title)
     if not nodes:
         raise MoesimError(f"{folder}: no layer could be measured; its results say why")
-    rebuilt = [one.compiled for each in points if each.gauge.kind == RECOMPILE for one in each.found]
-    return Machines(nodes=nodes, rebuild=_rebuild(rebuilt), drift=_drift(points))
+    return Machines(nodes=nodes, rebuild=rebuild, drift=_drift(points))
+
+
+def without(node: Node, operations: Sequence[str]) -> Node:
+    """Drop a profile's fits of what the layers themselves tell about: it would come before what they tell."""
+    fits = {key: fit for key, fit in node.device.fits.items() if key.partition("/")[0] not in operations}
+    return replace(node, device=replace(node.device, fits=MappingProxyType(fits)))
 
 
 SESSIONS = 2

@@ -84,7 +84,7 @@ def _exchange(
 ) -> Phase:
     if reverse:
         sent, received = received, sent
-    op = AllToAll(tiers=tiers, sent=sent, received=received, messages=messages(peers, sent))
+    op = AllToAll(tiers=tiers, sent=sent, received=received, messages=messages(peers, sent), way="hierarchical")
     return Phase(op=op, group=group, stream="comm")
 
 

@@ -21,8 +21,10 @@ ByTier = Shaped[np.ndarray, "tier ..."]
 
 ROUNDS: Mapping[str, float] = MappingProxyType({"all_reduce": 2.0, "reduce_scatter": 1.0, "all_gather": 1.0})
 """How often a ring passes the buffer around (nccl-tests, PERFORMANCE.md)."""
-WAYS = ("all_to_all", "dispatch", "combine")
-"""All-to-alls that may have fits of their own; the last two fall back on the first."""
+DIRECT = ("dispatch", "combine")
+"""All-to-alls in which rows go straight to their expert and straight back."""
+WAYS = ("all_to_all", *DIRECT, "hierarchical")
+"""All-to-alls that may have fits of their own; all others fall back on the first."""
 PROTOCOLS = ("ll", "ll128", "simple")
 """NCCL's protocols, from the lowest latency to the highest bandwidth."""
 RING = 8

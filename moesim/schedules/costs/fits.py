@@ -44,7 +44,7 @@ def fit_of_tier(device: Device, operation: str, tier: Tier) -> Fit:
     """Return the fit of a transfer on a tier, keyed "operation/tier" or "operation", else the datasheet prior.
 
     An all-reduce, a reduce-scatter and an all-gather may each have one, and share that of "reduce" where not; so do a
-    dispatch and a combine, and share that of "all_to_all".
+    dispatch, a combine and the phases of a hierarchical exchange, and share that of "all_to_all".
     """
     form = next((form for form, ones in _SHARED.items() if operation in ones), operation)
     keys = tuple(key for name in dict.fromkeys((operation, form)) for key in (f"{name}/{tier.name}", name))
