@@ -21,7 +21,7 @@ from moesim.ground.errors import MoesimError, nearest
 
 from .raw import FORMAT, Line, read
 from .settings import GROUPS, MODULE, Settings, settings_of, threads
-from .writer import Unfinished, Writer
+from .writer import Unfinished, Writer, fresh
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,7 @@ def _header(bench: Bench, settings: Settings) -> Line:
     from .machine import describe, device_name, load, probe
 
     header: dict[str, Any] = {"format": FORMAT, "device": device_name(bench.device), "machine": describe(bench.device)}
-    if settings.out.exists() and settings.out.stat().st_size:
+    if not fresh(settings.out):
         return header
     longest = settings.longest or LONGEST[settings.device]
     started = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

@@ -10,14 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Int
 
-from moesim.files.routing_traces import TraceWriter
-from moesim.ground.errors import Fault, WorkloadError
+from moesim.ground.errors import Fault, MoesimError, WorkloadError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+
+try:
+    import torch
+
+    from moesim.files.routing_traces import TraceWriter
+except ModuleNotFoundError as flaw:
+    raise MoesimError(
+        f"recording routing needs `{flaw.name}`, which is not installed: pip install 'moesim[torch]' brings torch and "
+        "all that writes traces; the packages that measuring makes do with are not enough"
+    ) from None
 
 _NAMES = ("gate", "router")
 _TOPK = ("top_k", "topk", "num_experts_per_tok", "moe_topk", "k")

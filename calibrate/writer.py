@@ -38,14 +38,14 @@ class Writer:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not path.exists() or _torn_header(path)
+            begins = fresh(path)
             self._file = path.open("ab", buffering=0)  # nothing may be left to write when the disk is full
         except OSError as fault:
             raise MoesimError(f"{path}: {fault.strerror}; name another file with --out") from None
         self.header = header
         self.lines: list[Line] = []
         try:
-            if fresh:
+            if begins:
                 self._file.truncate(0)
                 self._write(header)
             else:
@@ -105,9 +105,20 @@ class Writer:
         self.close()
 
 
-def _torn_header(path: Path) -> bool:
-    """Tell whether a run was killed while it wrote the first line of this file, or before."""
+def fresh(path: Path) -> bool:
+    """Tell whether nothing of this file is worth going on with: it is not there, or its first line was never finished.
+
+    Examples
+    --------
+    >>> fresh(Path("no such file.jsonl"))
+    True
+    """
+    if not path.is_file():
+        return True
     begins = f'{{"format":"{FORMAT}'.encode()
-    with path.open("rb") as file:
-        first = file.readline()
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+    except OSError:  # opening it to write says what is wrong
+        return False
     return not first.endswith(b"\n") and begins.startswith(first[: len(begins)])

@@ -107,6 +107,13 @@ def test_a_finished_run_measures_nothing_again(raw: Path) -> None:
     assert raw.read_bytes() == finished
 
 
+def test_a_run_killed_while_it_wrote_its_first_line_begins_anew(raw: Path) -> None:
+    raw.write_text(f'{{"format":"{FORMAT}","device":"Some')
+    words = ["--device", "cpu", "--out", str(raw), "--budget", "60 s", "--points", "1", "--only", "launch"]
+    assert main(words) == 0
+    assert len(read(raw).samples) == 1
+
+
 def test_the_kernels_of_ranks_that_share_a_cpu_are_measured_side_by_side(
     raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,13 @@
 """The recorder finds routers by what they are and reads what they return, whoever wrote them."""
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 
 from moesim.files.routing_traces import open_trace
-from moesim.ground.errors import WorkloadError
+from moesim.ground.errors import MoesimError, WorkloadError
 
 torch = pytest.importorskip("torch")
 
@@ -124,3 +127,12 @@ def test_sglang_s_counts_are_converted(tmp_path):
     with pytest.raises(WorkloadError, match="can't be loaded"):
         convert(tmp_path / "text.pt", tmp_path / "out.npy")
     assert not (tmp_path / "out.npy").exists()
+
+
+@pytest.mark.parametrize("lacking", ["torch", "pyarrow"])
+def test_a_machine_that_can_only_measure_is_told_what_recording_needs(lacking, monkeypatch):
+    monkeypatch.setitem(sys.modules, lacking, None)
+    for name in ("moesim.calibrate.record", "moesim.files.routing_traces"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(MoesimError, match=rf"recording routing needs `{lacking}`, .*: pip install 'moesim\[torch\]'"):
+        importlib.import_module("moesim.calibrate.record")
