@@ -40,7 +40,7 @@ test-torch: $(VENV)/.torch
 
 OUT ?= measured
 calibrate: $(VENV)/.torch
-	$(BIN)/moesim calibrate --device cpu --out $(OUT)/cpu.yaml --budget 270s $(if $(ONLY),--only $(ONLY))
+	$(BIN)/moesim calibrate --device cpu --out $(OUT)/cpu.yaml --budget 240s $(if $(ONLY),--only $(ONLY))
 
 # No .venv: such a machine may have no network. Stopped by its time limit or killed, it goes on where it was when run again.
 # PART=calibrate or PART=execute does one of the two, ONLY=gemm,copy some of what calibrating measures. To keep what comes

@@ -13,15 +13,9 @@ from .cases import Cases
 from .compiled import fit_compiling
 from .fastest import Fitted, by_key
 from .fit import Bench
+from .manners import best_fit
 from .own import PADDED, cases_of
 from .raw import Sample
-from .spread import fit_with_spread
-
-GUESSED, OWN = 0.2, 0.5
-"""Certainty of priors, a datasheet's being 1: of a device that is nobody's in particular, whose numbers are right to
-about a factor of two, and of one whose peaks are its own best points."""
-UNSURE = 0.1
-"""The same of passes over memory, of which some do much besides moving bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,35 +59,13 @@ def fit_samples(samples: Iterable[Sample], node: Node, *, title: str = "our samp
 
 def _fitted(cases: Cases, node: Node, title: str) -> Fitted:
     bench = bench_of(cases, node)
-    fit = fit_with_spread(
-        cases,
-        bench,
-        prior=prior_of(cases, bench),
-        certainty=certainty_of(cases, node),
-        title=f"{title}, {len(cases)} points",
-    )
+    fit = best_fit(cases, bench, node, title=f"{title}, {len(cases)} points")
     return Fitted(cases=cases, bench=bench, fit=fit)
 
 
 def link_of(node: Node) -> str:
     """Name the innermost tier between ranks."""
     return next((tier.name for tier in node.tiers if tier.name not in MEMORY_TIERS), "link")
-
-
-def prior_of(cases: Cases, bench: Bench) -> Fit | None:
-    """Return what is expected of experts one by one, which have a launch each; None elsewhere, for the datasheet's."""
-    if cases.operation != "grouped_gemm":
-        return None
-    prior = bench.prior(cases)
-    return replace(prior, params=MappingProxyType({**prior.params, "per_expert": prior.params["launch"]}))
-
-
-def certainty_of(cases: Cases, node: Node) -> float:
-    """Return how much surer than a datasheet's an operation's prior is."""
-    if cases.operation == "elementwise":
-        return UNSURE
-    kind = node.device.name.partition("/")[0]
-    return {"generic": GUESSED, "measured": OWN}.get(kind, 1.0)
 
 
 def bench_of(cases: Cases, node: Node) -> Bench:

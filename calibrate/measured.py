@@ -14,12 +14,11 @@ from moesim.ground.errors import MoesimError
 from moesim.schedules.costs.collectives import ROUNDS
 from moesim.world.hardware import Device, Fit, Node, Tier
 
+from .among import among_work
 from .fitting import fit_samples
-from .own import LEVELS
+from .own import LEVELS, LINK
 from .raw import Raw, Sample, quantile, slug
 
-LINK = "loopback"
-"""The tier that joins ranks: of one machine, whatever it really is."""
 TOGETHER = (*ROUNDS, "all_to_all", "send", "exchange_sizes")
 """What ranks do together."""
 DISK = 1e11
@@ -64,10 +63,12 @@ def profile_of(raw: Raw, *, ranks: int | None = None, title: str = "samples of t
     samples = of_ranks(raw, ranks)
     bare = bare_of(raw, samples, ranks)
     outcome = fit_samples(samples, bare, title=title)
+    parts = replace(bare, device=replace(bare.device, fits=MappingProxyType(dict(outcome.fits))))
+    fits = {**outcome.fits, **among_work(samples, parts, LINK)}
     crowd = 1.0 if "gpus" in raw.header["machine"] else max(ranks / beside, 1.0)
     device = replace(
         bare.device,
-        fits=MappingProxyType({key: slowed(fit, crowd) for key, fit in outcome.fits.items()}),
+        fits=MappingProxyType({key: slowed(fit, crowd) for key, fit in fits.items()}),
         interference=interference(samples),
     )
     return Profile(node=replace(bare, device=device), left_out=outcome.left_out, noise=raw.noise())

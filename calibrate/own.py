@@ -46,6 +46,8 @@ PADDED = ("batched", "compiled")
 """Ways of multiplying experts that give each as many rows as the fullest has."""
 
 
+LINK = "loopback"
+"""The tier that joins ranks: of one machine, whatever it really is."""
 LEVELS = "hierarchical"
 """The exchange in two phases, whose kernel goes on with nodes x ranks of a node: `hierarchical 2x4`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,11 +13,12 @@ from moesim.world.hardware import Node
 
 from .cases import Cases, Floats
 from .fit import predict
-from .fitting import bench_of, certainty_of, prior_of
-from .measured import LINK, bare_of, of_ranks, profile_of
-from .own import as_cases, placed
+from .fitting import bench_of
+from .manners import best_fit
+from .measured import bare_of, of_ranks, profile_of
+from .own import LINK, as_cases, placed
 from .raw import Raw, Sample, key_of_sample, quantile
-from .spread import TENTH, fit_with_spread
+from .spread import TENTH
 from .sums import predicted
 
 REACH = 0.12
@@ -81,9 +82,7 @@ def _row(cases: Cases, node: Node, repeat: float) -> Row:
     name = "/".join(filter(None, (cases.key, cases.kernel)))
     order = np.random.default_rng(zlib.crc32(f"{SEED}/{name}".encode())).permutation(len(cases))
     seen, unseen = (cases.take(part) for part in np.split(order, [len(cases) - len(cases) // HELD_OUT]))
-    fit = fit_with_spread(
-        seen, bench, prior=prior_of(seen, bench), certainty=certainty_of(seen, node), title="two thirds"
-    )
+    fit = best_fit(seen, bench, node, title="two thirds")
     ratio = predict(unseen, bench, fit) / unseen.seconds
     inside = np.abs(np.log(ratio)) <= TENTH * math.hypot(fit.shared, fit.point)
     return _told(name, len(seen), ratio, repeat, float(inside.mean()))
@@ -109,13 +108,19 @@ def _repeat(samples: Iterable[Sample], other: Again) -> float:
 
 
 def _layers(raw: Raw, ranks: int, other: Again) -> Iterator[Row]:
-    """Score whole layers, which nothing is fitted to, by fits to all points of their parts."""
-    node = profile_of(raw, ranks=ranks).node
+    """Score whole layers by fits to all points of their parts, and to half of those whose experts are exchanged."""
     layers = [sample for sample in raw.samples if sample.operation == "moe_layer" and sample.ranks == ranks]
-    for kernel in ("local", "exchanged"):
-        if run := [sample for sample in layers if sample.kernel == kernel]:
+    exchanged = [sample for sample in layers if sample.kernel == "exchanged"]
+    order = np.random.default_rng(zlib.crc32(f"{SEED}/layers".encode())).permutation(len(exchanged))
+    held = [exchanged[place] for place in order[: -(-len(order) // 2)]]
+    away = {key_of_sample(sample) for sample in held}
+    kept = tuple(sample for sample in raw.samples if key_of_sample(sample) not in away)
+    node = profile_of(replace(raw, samples=kept), ranks=ranks).node
+    local = [sample for sample in layers if sample.kernel == "local"]
+    for kernel, run, seen in (("local", local, 0), ("exchanged", held, len(exchanged) - len(held))):
+        if run:
             ratio = np.array([predicted(sample, node) / sample.median for sample in run])
-            yield _told(f"MoE layer, {kernel}", 0, ratio, _repeat(run, other), None)
+            yield _told(f"MoE layer, {kernel}", seen, ratio, _repeat(run, other), None)
 
 
 def page(found: Iterable[Row]) -> str:

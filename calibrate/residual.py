@@ -31,7 +31,7 @@ _WIDTHS = (1.0, 0.7)
 """Standard deviations of the logarithms of lengths, and of size and noise."""
 _BOUNDS = ((0.15, 30.0), (0.005, 0.6), (0.01, 0.4))
 
-_INPUTS = {
+INPUTS = {
     "gemm": ("m", "n", "k"),
     "attention_prefill": ("heads", "group", "width", "prompts", "cached", "seen", "reused"),
     "attention_decode": ("heads", "group", "width", "prompts", "cached"),
@@ -56,9 +56,9 @@ class _Process:
     noise: float
 
 
-def with_residual(fit: Fit, cases: Cases, bench: Bench) -> Fit:
+def with_residual(fit: Fit, cases: Cases, bench: Bench, *, fewest: int = FEWEST) -> Fit:
     """Add to a fit what it leaves over of its points, where their operation has sizes for it and they are enough."""
-    if cases.operation not in _INPUTS or len(cases) < FEWEST:
+    if cases.operation not in INPUTS or len(cases) < fewest:
         return fit
     cases, alone = cases.take(np.arange(min(len(cases), MOST))), replace(fit, residual=None)
     left = np.log(cases.seconds / predict(cases, bench, alone))
@@ -72,7 +72,7 @@ def _usual(left: Floats) -> Bool[np.ndarray, " case"]:
 
 
 def _residual(cases: Cases, left: Floats) -> Residual:
-    names = _INPUTS[cases.operation]
+    names = INPUTS[cases.operation]
     places = places_of(cases)
     spread = places.std(axis=0)
     told = spread > ALIKE
@@ -92,7 +92,7 @@ def _residual(cases: Cases, left: Floats) -> Residual:
 
 def places_of(cases: Cases) -> Places:
     """Return the logarithms of the sizes by which residuals are told apart."""
-    names = _INPUTS[cases.operation]
+    names = INPUTS[cases.operation]
     places = np.zeros((len(cases), len(names)))
     for index, op in terms_of(cases):
         assert isinstance(op, Corrected)

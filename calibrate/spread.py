@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int
 
 from moesim.world.hardware import Fit
 
-from .cases import Cases, Floats
+from .cases import Cases, Floats, Index
 from .fit import FEWEST, Bench, fit_cases, predict
 
 INSIDE = 0.8
@@ -57,17 +59,42 @@ def _common(left: Floats, family: Int[np.ndarray, " case"]) -> float:
 
 def fit_with_spread(cases: Cases, bench: Bench, *, prior: Fit | None = None, certainty: float = 1.0, title: str) -> Fit:
     """Fit points of which none are left over: how wrong it is follows from fits to three quarters, families whole."""
-    fit = fit_cases(cases, bench, prior=prior, certainty=certainty, title=title)
+    make = partial(fit_cases, bench=bench, prior=prior, certainty=certainty)
+    fit = make(cases, title=title)
+    parts = quarters(cases, make, FEWEST if prior is not None else max(FEWEST, len(fit.params)))
+    return fit if parts is None else with_spread(fit, left_of(cases, bench, parts), cases.family)
+
+
+Quarter = tuple[Index, Fit]
+"""Which points are in it, and a fit to all others."""
+
+
+def quarters(cases: Cases, make: Callable[[Cases], Fit], fewest: int) -> list[Quarter] | None:
+    """Fit the points without each quarter; None where a quarter leaves fewer than `fewest`: too few to tell."""
     fold = _folds(cases)
-    fewest = FEWEST if prior is not None else max(FEWEST, len(fit.params))
-    if min(np.count_nonzero(fold != number) for number in range(FOLDS)) < fewest:
-        return fit  # too few to tell: as wrong as the prior is said to be
+    parts = [fold == number for number in np.unique(fold)]
+    if min(np.count_nonzero(~part) for part in parts) < fewest:
+        return None
+    return [(part, make(cases.take(~part))) for part in parts]
+
+
+def left_of(
+    cases: Cases, bench: Bench, parts: Iterable[Quarter], finish: Callable[[Fit, Cases], Fit] | None = None
+) -> Floats:
+    """Return log(measured / predicted) of each point by the fit to the quarters that it is not in.
+
+    Parameters
+    ----------
+    cases : all points
+    bench : what they were measured on
+    parts : of `quarters`
+    finish : makes the fit that predicts of one and the points it was fitted to; nothing if not given
+    """
     left = np.zeros(len(cases))
-    for number in np.unique(fold):
-        here = np.flatnonzero(fold == number)
-        other = fit_cases(cases.take(fold != number), bench, prior=prior, certainty=certainty)
-        left[here] = residuals(cases.take(here), bench, other)
-    return with_spread(fit, left, cases.family)
+    for part, fit in parts:
+        whole = fit if finish is None else finish(fit, cases.take(~part))
+        left[part] = residuals(cases.take(part), bench, whole)
+    return left
 
 
 def _folds(cases: Cases) -> Int[np.ndarray, " case"]:

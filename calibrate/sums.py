@@ -14,7 +14,7 @@ from moesim.schedules.costs.forms import form_of
 from moesim.schedules.ops import AllToAll, Elementwise, Gemm, Grouped, Host, Op
 from moesim.world.hardware import Node
 
-from .measured import LINK
+from .own import LINK
 from .points import rows_of
 from .raw import Sample
 
@@ -44,13 +44,13 @@ def ops_of(sample: Sample) -> Iterator[Op]:
     yield Elementwise(traffic=moved, kernel="pack")
     if sample.kernel == "exchanged":
         yield _exchange(sample.ranks, experts * SIZE_MESSAGE)
-        yield _exchange(sample.ranks, rows * dim * ACTIVATION)
+        yield _exchange(sample.ranks, rows * dim * ACTIVATION, "dispatch")
         yield Elementwise(traffic=_one(2 * rows * dim * ACTIVATION), kernel="pack")
     yield Host(calls=_one(1.0))
     yield from _experts(sample, rows)
     if sample.kernel == "exchanged":
         yield Elementwise(traffic=_one(2 * rows * dim * ACTIVATION), kernel="pack")
-        yield _exchange(sample.ranks, rows * dim * ACTIVATION)
+        yield _exchange(sample.ranks, rows * dim * ACTIVATION, "combine")
     yield Elementwise(traffic=moved, kernel="unpack")
 
 
@@ -65,10 +65,10 @@ def _experts(sample: Sample, rows: float) -> Iterator[Op]:
     yield Grouped(rows=slots, n=dim, k=width, dtype=sample.dtype)
 
 
-def _exchange(ranks: int, size: float) -> AllToAll:
+def _exchange(ranks: int, size: float, way: str = "all_to_all") -> AllToAll:
     """Send a buffer to all ranks in equal parts, one of which stays."""
     away = np.array([[size * (ranks - 1) / ranks]])
-    return AllToAll(tiers=(LINK,), sent=away, received=away, messages=np.array([[ranks - 1.0]]))
+    return AllToAll(tiers=(LINK,), sent=away, received=away, messages=np.array([[ranks - 1.0]]), way=way)
 
 
 def _one(size: float) -> np.ndarray:

@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from moesim.calibrate import own_accuracy
+from moesim.calibrate.among import among_work
+from moesim.calibrate.cases import Cases
 from moesim.calibrate.compiled import fit_compiling
+from moesim.calibrate.fit import Bench, fit_cases, predict
 from moesim.calibrate.fitting import fit_samples
+from moesim.calibrate.manners import best_fit
 from moesim.calibrate.measured import Profile, profile_of, slowed
 from moesim.calibrate.nodes import write_node
-from moesim.calibrate.raw import FORMAT, read
+from moesim.calibrate.raw import FORMAT, Sample, read
+from moesim.calibrate.spread import fit_with_spread
 from moesim.calibrate.sums import ops_of, predicted
 
 from moesim.cli import app
@@ -21,10 +26,10 @@ from moesim.files.profiles import load_profile
 from moesim.ground.errors import InputError, MoesimError
 from moesim.policies.alltoall.two_dh import TwoDimensional
 from moesim.schedules.costs.fits import machine_of
-from moesim.schedules.costs.forms import form_of
+from moesim.schedules.costs.forms import floor, form_of
 from moesim.schedules.costs.rebuilding import rebuilding
-from moesim.schedules.ops import AllToAll, Exchange, Grouped
-from moesim.world.hardware import reach
+from moesim.schedules.ops import AllToAll, Elementwise, Exchange, Grouped
+from moesim.world.hardware import Node, reach
 
 HEADER = {
     "format": FORMAT,
@@ -205,6 +210,67 @@ def test_a_truncated_line_and_a_foreign_file_are_refused(raw: Path, tmp_path: Pa
     torn.write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="is not the header of a raw file"):
         read(torn)
+
+
+def layers_of(node: Node, more: float, number: int = 6) -> list[Sample]:
+    """Layers whose experts are exchanged, each as long as its parts and so much more."""
+    bare = Sample(operation="moe_layer", dtype="bf16", kernel="exchanged", inputs={}, seconds=(), device="", ranks=2)
+    shapes = [{"tokens": 64.0 * one, "dim": 256.0, "width": 128.0, "experts": 4.0, "topk": 2.0} for one in range(1, 9)]
+    layers = [replace(bare, inputs=shape) for shape in shapes[:number]]
+    return [replace(one, seconds=(predicted(one, node) + more,)) for one in layers]
+
+
+def test_what_layers_take_beyond_their_parts_is_charged_to_their_exchanges(made: Profile) -> None:
+    node = made.node
+    alone = node.device.fits["all_to_all/loopback"]
+    found = among_work(layers_of(node, 2e-3), node, "loopback")
+    assert set(found) == {"dispatch/loopback", "combine/loopback"}
+    for fit in found.values():
+        assert fit.params["latency"] - alone.params["latency"] == pytest.approx(1e-3, rel=0.01)
+    assert "points, in 6 layers 99" in found["dispatch/loopback"].source.title  # us, to a few
+    later = replace(node, device=replace(node.device, fits={**node.device.fits, **found}))
+    (one, *_) = layers_of(node, 2e-3)
+    assert predicted(one, later) == pytest.approx(one.median, rel=1e-3)
+
+
+@pytest.mark.parametrize(("more", "number"), [(2e-3, 3), (-1e-5, 6)])
+def test_few_layers_and_layers_as_quick_as_their_parts_say_nothing(made: Profile, more: float, number: int) -> None:
+    assert among_work(layers_of(made.node, more, number), made.node, "loopback") == {}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_passes_are_told_with_a_cache_and_without(made: Profile, cached: bool) -> None:
+    node = replace(made.node, device=replace(made.node.device, cache=4e6, fits={}))
+    traffic = 4096 * 2.0 ** np.arange(16)
+    hot = 4e6 / (4e6 + traffic) if cached else 0.0
+    noise = np.random.default_rng(0).normal(0.0, 0.03, 16)
+    true = 1e-5 + traffic * (hot / (8 * MEMORY) + (1 - hot) / MEMORY)
+    seconds = true * np.exp(noise)
+    cases = Cases(operation="elementwise", dtype="", kind="", kernel="", inputs={"traffic": traffic}, seconds=seconds,
+                  family=np.arange(16))  # fmt: skip
+    bench = Bench(device=node.device)
+    fit, plain = best_fit(cases, bench, node, title="made up"), fit_cases(cases, bench, certainty=0.1)
+    assert np.abs(predict(cases, bench, fit) / true - 1).max() < 0.12
+    assert (np.abs(predict(cases, bench, plain) / true - 1).max() < 0.12) != cached
+    op = Elementwise(traffic=traffic)
+    machine = machine_of(replace(node, device=replace(node.device, fits={"elementwise": fit})), ())
+    assert (floor(op, machine) <= form_of(op).price(op, machine)[0]).all()
+
+
+def test_what_a_form_leaves_over_is_kept_where_it_tells_of_other_points(made: Profile) -> None:
+    node = replace(made.node, device=replace(made.node.device, fits={}))
+    rng = np.random.default_rng(1)
+    m, n, k = np.round(2 ** rng.uniform(5, 10, (3, 40)))
+    habit = np.exp(0.25 * np.sin(2.0 * np.log(n)))  # of the library, by the width
+    cases = Cases(operation="gemm", dtype="bf16", kind="", kernel="", inputs={"m": m, "n": n, "k": k},
+                  seconds=(1e-5 + 2 * m * n * k / RATE) * habit, family=np.arange(40))  # fmt: skip
+    bench = Bench(device=node.device)
+    fit = best_fit(cases, bench, node, title="made up")
+    assert fit.residual is not None
+    alone = fit_with_spread(cases, bench, certainty=0.5, title="made up")
+    assert np.hypot(fit.shared, fit.point) < 0.8 * np.hypot(alone.shared, alone.point)
+    generic = replace(node, device=replace(node.device, name="generic/cpu"))
+    assert best_fit(cases, bench, generic, title="made up").residual is None
 
 
 def test_a_whole_layer_is_written_as_the_ops_of_its_parts(raw: Path, tmp_path: Path) -> None:

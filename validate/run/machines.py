@@ -13,6 +13,7 @@ import numpy as np
 
 from moesim.ground.errors import MoesimError
 from moesim.plans.plan import Pool
+from moesim.schedules.costs.collectives import WAYS
 from moesim.schedules.costs.rebuilding import STEPS
 from moesim.schedules.ops import Copy
 from moesim.world.hardware import Hardware, Node, Tier
@@ -110,7 +111,7 @@ def measured_machines(scenario: Scenario, layers: list[Layer], bundle: Bundle, f
     sessions = [read_results(each).trials for each in folders]
     points = [seen for each in layers if (seen := _seen(each, sessions)) is not None]
     rebuild = _rebuild([one.compiled for each in points if each.gauge.kind == RECOMPILE for one in each.found])
-    own = ("hierarchical", *(STEPS if rebuild is not None else ()))
+    own = (*WAYS[1:], *(STEPS if rebuild is not None else ()))
     node, fabric = without(scenario.hardware.offers[0].node, own), scenario.hardware.fabric
     nodes: dict[str, Node] = {}
     for kind in dict.fromkeys(each.gauge.kind for each in points if each.gauge.kind not in EXTRA):

@@ -365,32 +365,43 @@ def least_grouped(terms: Sequence[Time], params: Params) -> Time:
 
 
 def elementwise(traffic: Size, *, params: Params) -> Time:
-    """A pass over memory takes its launch and its traffic at the memory's rate: launch + traffic / bandwidth.
+    """A pass over memory takes its launch and its traffic at the memory's rate, or in part at the cache's.
 
-    Functional form of docs/background/evidence.md, section 2 (element-wise passes run at HBM speed).
+    launch + traffic x (hot / cache_bandwidth + (1 - hot) / bandwidth), hot = cache / (cache + traffic)
+
+    Functional form of docs/background/evidence.md, section 2 (element-wise passes run at HBM speed) and section 10 (a
+    CPU's run at its cache's while they fit).
 
     Parameters
     ----------
     traffic : bytes read plus written
-    params : launch (s), bandwidth (B/s)
+    params : launch (s), bandwidth, cache_bandwidth (B/s), cache (B; 0 turns the term off)
 
     Examples
     --------
-    >>> elementwise(np.array([0.0, 6.0]), params={"launch": 1.0, "bandwidth": 2.0})
+    >>> elementwise(np.array([0.0, 6.0]), params={"launch": 1.0, "bandwidth": 2.0, "cache": 0.0})
     array([1., 4.])
+    >>> elementwise(np.array([6.0]), params={"launch": 1.0, "bandwidth": 2.0, "cache": 6.0, "cache_bandwidth": 6.0})
+    array([3.])
     """
-    return params["launch"] + traffic / params["bandwidth"]
+    if params["cache"] == 0.0:
+        return params["launch"] + traffic / params["bandwidth"]
+    return params["launch"] + warm_traffic(traffic, params)
 
 
 def elementwise_loads(traffic: Size, *, params: Params) -> tuple[Time]:
-    """At least so long is the memory busy: traffic / bandwidth.
+    """At least so long is the memory busy: traffic / bandwidth, or / cache_bandwidth where bytes may be in the cache.
 
     Examples
     --------
-    >>> elementwise_loads(np.array([6.0]), params={"bandwidth": 2.0})
+    >>> elementwise_loads(np.array([6.0]), params={"bandwidth": 2.0, "cache": 0.0})
     (array([3.]),)
+    >>> elementwise_loads(np.array([6.0]), params={"bandwidth": 2.0, "cache": 1.0, "cache_bandwidth": 6.0})
+    (array([1.]),)
     """
-    return (traffic / params["bandwidth"],)
+    if params["cache"] == 0.0:
+        return (traffic / params["bandwidth"],)
+    return (traffic / max(params["bandwidth"], params["cache_bandwidth"]),)
 
 
 def host(calls: Size, *, params: Params) -> Time:

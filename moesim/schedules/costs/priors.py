@@ -74,7 +74,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("launch", "split", "peak", "bandwidth", "block_bandwidth"),
             *("head_tile", "group_tile", "overhead", "p"),
         ),
-        "elementwise": ("launch", "bandwidth"),
+        "elementwise": ("launch", "bandwidth", "cache", "cache_bandwidth"),
         "host": ("call",),
         "all_to_all": (
             *("launch", "latency", "per_message", "per_doubling", "per_slot", "copy", "efficiency"),
@@ -177,6 +177,8 @@ def kernel_prior(device: Device, operation: str, dtype: str, kernel: str) -> Fit
         "group_tile": GROUP_TILE,
         "call": HOST_CALL,
     }
+    if operation == "elementwise":  # only a machine's own measurements say what a pass finds in the cache
+        params |= {"cache": 0.0, "cache_bandwidth": 0.0}
     return _derived(operation, params, error, device.name)
 
 
