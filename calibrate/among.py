@@ -61,5 +61,8 @@ def _longer(layers: Sequence[Sample], node: Node) -> Seconds:
     most = max(float((whole - parts).max()), 0.0)
     if most == 0.0:
         return 0.0
-    missed = minimize_scalar(lambda more: float(np.abs(np.log((parts + more) / whole)).mean()), bounds=(0.0, most))
-    return float(missed.x)
+
+    def missed(more: Seconds) -> float:
+        return float(np.abs(np.log((parts + more) / whole)).mean())
+
+    return float(minimize_scalar(missed, bounds=(0.0, most), options={"xatol": 1e-4 * most}).x)

@@ -227,7 +227,7 @@ def test_what_layers_take_beyond_their_parts_is_charged_to_their_exchanges(made:
     assert set(found) == {"dispatch/loopback", "combine/loopback"}
     for fit in found.values():
         assert fit.params["latency"] - alone.params["latency"] == pytest.approx(1e-3, rel=0.01)
-    assert "points, in 6 layers 99" in found["dispatch/loopback"].source.title  # us, to a few
+    assert "points, in 6 layers" in found["dispatch/loopback"].source.title
     later = replace(node, device=replace(node.device, fits={**node.device.fits, **found}))
     (one, *_) = layers_of(node, 2e-3)
     assert predicted(one, later) == pytest.approx(one.median, rel=1e-3)
