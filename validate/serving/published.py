@@ -33,6 +33,9 @@ HEAD = """# Published results of serving and training, reproduced
 Written by `moesim validate published`; do not edit. Every check is a file in `validate/cases/serving/published/`: its
 set-up, what was published, and an expression over steps that are priced or runs that are simulated from the set-up.
 Nothing was fitted to these numbers. *Medium* and *weak* checks are reported as they come out, misses as misses.
+
+Not among them: KAITO's DeepSeek-V4-Flash on two H100 (kaito-project/kaito issue 2305), whose lengths and load are not
+stated, and InferSim's runs of Qwen3-30B-A3B on H20, a device without a profile, whose cached lengths are not stated.
 """
 
 
