@@ -1,6 +1,7 @@
 """Buying: money by hand, spares, trials of slow steps, and a purchase end to end."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,11 +17,13 @@ from moesim.ground.errors import InputError
 from moesim.plans.plan import Parallel, Plan, Pool
 from moesim.search.buying import Buying, Owning
 from moesim.search.money import bill, spares
-from moesim.search.purchasing import CONFIRMED, at_peak, purchase
+from moesim.search.processes import PAYS_FROM, in_parallel
+from moesim.search.purchasing import CONFIRMED, MONTH, at_peak, purchase
 from moesim.search.shortage import odds, remaining, shortages
 from moesim.search.sizing import TRIALS, Sizer, replicas_of
-from moesim.search.trials import with_traffic
-from moesim.views.purchase import bars
+from moesim.search.trials import joined, with_traffic
+from moesim.views.notebook import html
+from moesim.views.purchase import bars, outlay, trade_off
 from moesim.world.scenario import Failures
 
 TREE = {
@@ -263,3 +266,51 @@ def test_the_pool_that_is_short_grows(has, grown):
     )
     found = Told(scenario=None, buying=None, seed=0).grown(SimpleNamespace(bench=bench, plan=Plan(pools=pools)))
     assert (found and found.replicas) == grown
+
+
+@pytest.mark.parametrize("things", [PAYS_FROM - 1, PAYS_FROM + 3])
+def test_processes_answer_in_order(things):
+    told = []
+    assert in_parallel(abs, [-number for number in range(things)], told.append) == list(range(things))
+    assert told == [(number + 1) / things for number in range(things)]
+
+
+def test_trials_made_in_parts_are_those_made_at_once(study, bought):
+    world = at_peak(study.scenario, study.buy)
+    sizer = Sizer(scenario=world, buying=study.buy, seed=0)
+    bench = sizer.ready(bought.chosen)
+    whole = bench.run((2,), first=5, factors=bench.factors)
+    parts = joined([bench.run((2,), first=5 + at, factors=bench.factors[at : at + 4]) for at in range(0, TRIALS, 4)])
+    assert parts.missed.tolist() == whole.missed.tolist()
+    assert parts.power.tolist() == whole.power.tolist()
+    assert {name: values.tolist() for name, values in parts.values.items()} == {
+        name: values.tolist() for name, values in whole.values.items()
+    }
+
+
+def test_outlays_cross_at_the_break_even(bought):
+    """Both lines pass through one point, as many months in as the table says."""
+    amounts = dict(zip(bought.money["what"], bought.money["value"], strict=True))
+    even = amounts["break-even"]
+    assert amounts["rent"] * even == pytest.approx(amounts["purchase"] + amounts["running"] * even)
+    rented, owned = re.findall(r'points="([^"]+)"', outlay(bought.money))
+    assert 0 < even / MONTH < 36
+    assert rented.split()[1] == owned.split()[1]
+    assert rented.split()[0] != owned.split()[0]
+
+
+def test_nothing_is_owned_where_it_cannot_be(bought):
+    assert not outlay(bought.money.iloc[:2])
+
+
+def test_a_purchase_is_drawn_in_a_cell(bought):
+    page = html(bought)
+    assert trade_off(bought.options) in page
+    assert outlay(bought.money) in page
+
+
+def test_ranked_plans_say_how_they_fared_when_simulated(bought):
+    ranking = bought.ranking
+    fared = ["meets" if result.verdict.good else "misses" for result in ranking.simulated]
+    assert fared
+    assert ranking.plans["simulated"].tolist() == [*fared, *["no"] * (len(ranking.plans) - len(fared))]

@@ -53,7 +53,7 @@ class Finish:
         ranges = drawn_ranges(search.scenario, search.estimator, shown) if len(top) else None
         return Ranking(
             goal=search.goal,
-            plans=self._table(shown, self._rank(shown)[:, 0].tolist(), ranges),
+            plans=_marked(self._table(shown, self._rank(shown)[:, 0].tolist(), ranges), simulated),
             frontier=self._table(deployed.take(edge), [0.0] * len(edge), None),
             chosen=(
                 *(result.plan for result in simulated),
@@ -145,3 +145,10 @@ class Finish:
             overtaken=overtaken,
             unsplit=outcome.unsplit,
         )
+
+
+def _marked(plans: pd.DataFrame, simulated: Sequence[Result]) -> pd.DataFrame:
+    """Say of each plan whether it met every target when it was simulated; those that were stand first."""
+    words = ["meets" if result.verdict.good else "misses" for result in simulated]
+    plans["simulated"] = [*words, *["no"] * (len(plans) - len(words))]
+    return plans

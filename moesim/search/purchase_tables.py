@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from moesim.deployments.tables import with_units
 from moesim.search.buying import Buying
 from moesim.search.money import Bill, nodes_used
 from moesim.search.naming import layout
+from moesim.search.processes import in_parallel
 from moesim.search.shortage import odds
 from moesim.search.sizing import Option
 from moesim.world.scenario import Scenario
@@ -19,7 +21,7 @@ from moesim.world.scenario import Scenario
 
 def option_table(scenario: Scenario, options: Sequence[Option]) -> pd.DataFrame:
     """Write sized layouts as rows, targets as the mean over trials; `front` where none is as cheap and as fast."""
-    rows = [_option_row(scenario, option) for option in options]
+    rows = in_parallel(partial(_option_row, scenario), options)
     table = pd.DataFrame(rows)
     if not rows:
         return table
@@ -42,7 +44,8 @@ def _option_row(scenario: Scenario, option: Option) -> dict[str, object]:
         "price": option.bill.cheapest,
     }
     means = {name: float(np.mean(values)) for name, values in option.trials.values.items()}
-    return row | means | {"miss": odds(option.bench, option.plan, option.trials).share}
+    missed = odds(option.bench, option.plan, option.trials)
+    return row | means | {"miss": missed.share, "error": missed.error}
 
 
 def money_table(bill: Bill, buying: Buying) -> pd.DataFrame:

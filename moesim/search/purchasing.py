@@ -10,29 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
+from moesim.deployments.pace import Factors
 from moesim.ground.showing import Shown
 from moesim.plans.plan import Plan
 from moesim.search.buying import Buying
 from moesim.search.optimization import optimize
+from moesim.search.processes import in_parallel, started
 from moesim.search.purchase_tables import money_table, option_table
 from moesim.search.ranking import Ranking
 from moesim.search.resuming import Arrays, Journal
 from moesim.search.shortage import Odds, odds
 from moesim.search.sizing import TRIALS, Option, Sizer, replicas_of
 from moesim.search.study import Study
-from moesim.search.trials import with_traffic
+from moesim.search.trials import Trials, joined, with_traffic
 from moesim.search.what_if import what_if
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Serving
 
-CANDIDATES = 4
+CANDIDATES = 6
 """Layouts that are sized."""
 
 CONFIRMED = 40
 """Trials of the purchase that it was not sized by."""
+
+PARTS = 4
+"""Parts of those trials that may run at the same time."""
 
 GROWN = 12
 """How often the cheapest may turn out to miss too often."""
@@ -123,6 +131,7 @@ def purchase(
     """
     assert study.buy is not None
     peak = at_peak(study.scenario, study.buy)
+    starting = started(_ready)
     ranking = optimize(
         peak,
         study.space,
@@ -133,15 +142,18 @@ def purchase(
         journal=journal,
         kept=kept,
     )
+    for _ in starting:
+        pass
     sizer = Sizer(scenario=peak, buying=study.buy, seed=seed)
-    options = []
     plans = candidates(ranking)
-    for number, plan in enumerate(plans, 1):
-        option = sizer.sized(plan)
-        options += [option] if option is not None else []
-        progress(0.3 + 0.4 * number / len(plans))
+    sized = in_parallel(sizer.sized, plans, lambda share: progress(0.3 + 0.4 * share))
+    options = [option for option in sized if option is not None]
     options.sort(key=lambda option: option.bill.cheapest)
     return _bought(sizer, ranking, options, lambda share: progress(0.7 + 0.3 * share))
+
+
+def _ready() -> None:
+    """Have this module imported where this is called."""
 
 
 def at_peak(scenario: Scenario, buying: Buying) -> Scenario:
@@ -196,7 +208,7 @@ def _confirmed(sizer: Sizer, options: list[Option]) -> tuple[Option, Odds]:
     for turns_left in range(GROWN, -1, -1):
         best = options[0]
         factors = sizer.slowness(best.plan, CONFIRMED)
-        trials = best.bench.run(replicas_of(best.plan), first=TRIALS, factors=factors)
+        trials = _again(best, factors)
         again = odds(best.bench, best.plan, trials, first=TRIALS, factors=factors)
         too_often = again.share > 1 - sizer.buying.confidence + 1e-9
         grown = sizer.grown(best) if too_often and turns_left else None
@@ -205,3 +217,15 @@ def _confirmed(sizer: Sizer, options: list[Option]) -> tuple[Option, Odds]:
         options[0] = grown
         options.sort(key=lambda option: option.bill.cheapest)
     return best, again
+
+
+def _again(option: Option, factors: Factors) -> Trials:
+    """Try an option under requests that it was not sized by, in as many parts as there is work for."""
+    parts = np.array_split(np.arange(len(factors)), PARTS)
+    return joined(in_parallel(partial(_part, option, factors), parts))
+
+
+def _part(option: Option, factors: Factors, numbers: Int[np.ndarray, "trial"]) -> Trials:
+    """Make some of those trials, which follow each other."""
+    first = TRIALS + int(numbers[0])
+    return option.bench.run(replicas_of(option.plan), first=first, factors=factors[numbers])

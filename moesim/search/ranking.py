@@ -74,7 +74,8 @@ class Ranking(Shown):
     Attributes
     ----------
     goal : the metric plans are ranked by, after their targets
-    plans : one row per layout at its best number of replicas; units by column in ``.attrs["units"]``
+    plans : one row per layout at its best number of replicas; units by column in ``.attrs["units"]``; `simulated` says
+        whether the plan meets or misses its targets under requests, or "no" where it was not simulated
     frontier : plans that meet every target and that no other beats in all of the frontier's metrics
     chosen : the plans of `plans`, in its order
     traded : the plans of `frontier`, in its order

@@ -68,6 +68,16 @@ class Trials:
         return float(np.sqrt(share * (1 - share) / number))
 
 
+def joined(parts: Sequence[Trials]) -> Trials:
+    """Put trials of the same plan behind each other."""
+    names = parts[0].values
+    return Trials(
+        values={name: np.concatenate([part.values[name] for part in parts]) for name in names},
+        power=np.concatenate([part.power for part in parts]),
+        missed=np.concatenate([part.missed for part in parts]),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Bench:
     """A layout made ready, and what it is tried with.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from moesim.ground.units import DollarsPerSecond
 from moesim.plans.plan import Plan
 from moesim.search.money import rented
 from moesim.search.paths import changed, recipe_of
+from moesim.search.processes import in_parallel
 from moesim.search.shortage import odds
 from moesim.search.sizing import Option, Sizer, replicas_of
 from moesim.search.trials import with_traffic
@@ -90,11 +92,10 @@ def what_if(sizer: Sizer, best: Option, progress: Callable[[float], None]) -> pd
         price, and `miss`, the probability that it misses as it was bought. Where no number of nodes on offer is enough,
         `price` does not exist.
     """
-    rows = []
     asked = list(worlds(sizer.scenario, best.plan))
-    for number, world in enumerate(asked, 1):
-        rows.append({"circumstance": world.name, "value": world.value} | _answer(sizer, best, world.scenario))
-        progress(number / len(asked))
+    answers = in_parallel(partial(_answer, sizer, best), [world.scenario for world in asked], progress)
+    known = zip(asked, answers, strict=True)
+    rows = [{"circumstance": world.name, "value": world.value} | answer for world, answer in known]
     rows += list(_prices(sizer.scenario, best))
     return with_units(pd.DataFrame(rows), {"price": "USD/s", "change": "USD/s"})
 

@@ -13,11 +13,13 @@ from moesim.ground.units import show
 from moesim.plans.plan import Plan, Policy
 from moesim.search.answer import headline
 from moesim.search.naming import layout
+from moesim.search.purchasing import Purchase
 from moesim.search.ranking import Ranking
 from moesim.search.study import Study
 from moesim.search.sweeping import Sweep
 from moesim.views.charts import Dots, Quantity, lines, stacked_bars
 from moesim.views.page import HEADINGS, facts, figure, fragment, heading, metric_value, paragraph, section, table
+from moesim.views.purchase import purchase_sections
 from moesim.views.report import BYTES, TIME
 from moesim.world.model import active_parameters, parameters
 from moesim.world.scenario import Scenario
@@ -34,6 +36,8 @@ def html(record: object) -> str:
             return fragment(*_result(record))
         case Ranking():
             return fragment(*_ranking(record))
+        case Purchase():
+            return fragment(*_purchase(record))
         case Sweep():
             return fragment(*_sweep(record))
         case Scenario():
@@ -70,6 +74,11 @@ def _ranking(ranking: Ranking) -> list[str]:
     shown.attrs = ranking.plans.attrs
     parts = [*map(paragraph, headline(ranking)), table(shown)]
     return [*parts, *(_result(ranking.best) if ranking.best else [])]
+
+
+def _purchase(purchase: Purchase) -> list[str]:
+    tables = {"options": purchase.options, "money": purchase.money, "what_if": purchase.what_if}
+    return [*map(paragraph, purchase.sentences()), *purchase_sections(tables)]
 
 
 def _sweep(sweep: Sweep) -> list[str]:

@@ -31,7 +31,7 @@ def show_ranking(name: str, ranking: Ranking, *, rows: int = 10) -> None:
         _show_simulated(out, ranking)
         if len(ranking.frontier) > 1:
             traded = ranking.frontier.drop(columns=["miss", "mfu"], errors="ignore")
-            show_table(out, _brief(traded), "Frontier: no other plan beats these in all it trades off")
+            show_table(out, _brief(traded), "Frontier, by estimates: no other plan beats these in all it trades off")
         show_details(out, ranking.best, "The first plan")
         if ranking.comparison:
             second = ranking.plans.iloc[1]
@@ -51,8 +51,9 @@ def _brief(plans: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranked(plans: pd.DataFrame) -> pd.DataFrame:
-    """Number the plans and put the price's band beside it; a column of misses is for those that miss."""
+    """Number the plans and put the price's band beside it; columns of misses and simulations where there are any."""
     hidden = {"mfu"} | ({"miss"} if (plans["miss"] <= 0).all() else set())
+    hidden |= set() if any_simulated(plans) else {"simulated"}
     band = [name for name in ("price_low", "price_high") if name in plans]
     names = [name for name in plans.columns if name not in hidden and name not in band]
     after = names.index("price_per_token") + 1 if "price_per_token" in names else len(names)
@@ -62,10 +63,23 @@ def ranked(plans: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def any_simulated(plans: pd.DataFrame) -> bool:
+    """Whether any plan of a table was simulated; tables of older runs do not tell."""
+    return "simulated" in plans and bool((plans["simulated"] != "no").any())
+
+
+SIMULATED_NOTE = "whether the plan meets every target when simulated; no: estimated alone"
+"""What the column of simulations says."""
+
+
 def _title(ranking: Ranking) -> str:
+    note = f"\nsim.: {SIMULATED_NOTE}" if any_simulated(ranking.plans) else ""
     if ranking.meets:
-        return f"{ranking.meets:,} of the estimated plans carry the load and meet every target; the best of each layout"
-    return "No plan carries the load and meets every target; the nearest misses"
+        found = (
+            f"{ranking.meets:,} of the estimated plans carry the load and meet every target; the best of each layout"
+        )
+        return found + note
+    return f"No plan carries the load and meets every target; the nearest misses{note}"
 
 
 def _show_simulated(out: Console, ranking: Ranking) -> None:

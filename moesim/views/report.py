@@ -24,7 +24,7 @@ from moesim.views.page import (
     table,
 )
 from moesim.views.purchase import purchase_sections
-from moesim.views.ranking import certificate_in_words, in_words, ranked
+from moesim.views.ranking import SIMULATED_NOTE, any_simulated, certificate_in_words, in_words, ranked
 
 MEANINGS: Mapping[str, str] = {
     "plan": "a layout and a number of replicas, or two pools with theirs",
@@ -94,7 +94,8 @@ def _interval(metric: str, low: float, mid: float, high: float, unit: str) -> st
 
 def _ranking_note(answer: Answer) -> str:
     goal = METRICS[answer.goal.partition(".")[0]]
-    return paragraph(f"Ranked by {HEADINGS.get(answer.goal, answer.goal)}: {goal.meaning}.", soft=True)
+    note = f" Column simulated: {SIMULATED_NOTE}." if any_simulated(answer.tables["plans"]) else ""
+    return paragraph(f"Ranked by {HEADINGS.get(answer.goal, answer.goal)}: {goal.meaning}.{note}", soft=True)
 
 
 def _quantity(metric: str) -> Quantity:

@@ -42,6 +42,7 @@ _HEADINGS: Mapping[str, str] = {
     "energy_per_token": "J/token",
     "memory_headroom": "headroom",
     "replicas": "repl.",
+    "simulated": "sim.",
     "price_low": "P10",
     "price_high": "P90",
 }
