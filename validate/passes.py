@@ -28,7 +28,7 @@ from moesim.passes.timeline import makespan, timeline
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool
 from moesim.schedules.costs.pricing import price_together
 from moesim.schedules.schedule import Priced
-from moesim.world.attention import Gqa
+from moesim.world.attention import Gqa, Window
 from moesim.world.generators import Balanced, skewed
 from moesim.world.generators.choosing import Limits
 from moesim.world.generators.making import made
@@ -39,7 +39,8 @@ from moesim.world.routing import Routing
 from moesim.world.scenario import Scenario
 from moesim.world.workload import Batch, Training
 
-from .eager import eager
+from .eager import eager, unfused
+from .issuing import issued
 
 DRAWS = 4
 """Routing draws a pass with skewed routing is averaged over."""
@@ -62,6 +63,7 @@ class Setup:
         routing; 0 and none are balanced
     backward : whether the pass trains
     format : storage format of weights and of rows on their way
+    launch : seconds the host takes to issue an eager operator; 0: nothing waits for it
     kernels : ``tuned`` as the machine's profile has them; ``eager``: those of PyTorch in 2021 and 2022 (`eager`)
     """
 
@@ -86,6 +88,7 @@ class Setup:
     backward: bool = False
     format: str = "fp16"
     model: str = ""
+    launch: float = 0.0
     kernels: Literal["tuned", "eager"] = "tuned"
 
 
@@ -162,9 +165,10 @@ def _fit(key: str, params: Mapping[str, float]) -> Fit:
 def _timed(setup: Setup, machines: Machines, policies: Mapping[str, Policy]) -> dict[str, float]:
     """Lower, price and run one pass."""
     if setup.kernels == "eager":
-        encoder = _model(setup).layers[0].part == "encoder"
+        first = _model(setup).layers[0]
         head = setup.dim // setup.heads if setup.heads else 0
-        device = eager(machines.node.device, setup.format, head, masked=not encoder)
+        masked, windowed = first.part != "encoder", isinstance(first.attention, Window)
+        device = eager(machines.node.device, setup.format, head, masked=masked, windowed=windowed)
         machines = replace(machines, node=replace(machines.node, device=device))
     ways = _priced(setup, machines, tuple(policies.items()))
     totals = [float(makespan(way).mean()) for way in ways]
@@ -193,7 +197,13 @@ def _priced(setup: Setup, machines: Machines, policies: tuple[tuple[str, Policy]
     halves = 2 if pool.policy("overlap").name == "two_batch" else 1
     drawn = [_routed(scenario, pool, setup, batch, half) for half in range(halves)]
     lowering = lower(scenario, [pool], 0, [layout], [batch] * halves, [[each] for each in drawn])
-    return price_together(lowering.schedules(), machines.node, machines.fabric)
+    ways = lowering.schedules()
+    if setup.kernels == "eager":
+        windowed = isinstance(scenario.model.layers[0].attention, Window)
+        ways = tuple(unfused(way, setup.format, windowed=windowed) for way in ways)
+    if setup.launch:
+        ways = tuple(issued(way, setup.launch) for way in ways)
+    return price_together(ways, machines.node, machines.fabric)
 
 
 def _batch(setup: Setup) -> Batch:
