@@ -15,7 +15,7 @@ from moesim.deployments.runs import useful
 from moesim.deployments.training import KINDS, Steps
 from moesim.files.yaml import load_plan, load_scenario
 from moesim.ground.errors import PlanError
-from moesim.passes.backward import backward_of, subset
+from moesim.passes.backward import backward_of, gradients, subset
 from moesim.passes.columns import columns
 from moesim.passes.pipelining import Durations, held, training_step
 from moesim.passes.table import table_of
@@ -28,8 +28,9 @@ from moesim.policies.pipeline.one_f_one_b import OneForwardOneBackward
 from moesim.policies.protocols import Pipeline
 from moesim.policies.sharding.none import Whole
 from moesim.policies.sharding.zero import Zero
+from moesim.schedules.costs.collectives import WAYS
 from moesim.schedules.costs.pricing import price
-from moesim.schedules.ops import Elementwise, Gemm, Reduce
+from moesim.schedules.ops import AllToAll, Elementwise, Gemm, Reduce
 from moesim.schedules.schedule import Schedule, Task
 from moesim.search.optimization import optimize
 from moesim.world.hardware import Device, Node
@@ -214,6 +215,15 @@ def test_what_is_run_again_takes_its_time_and_saves_memory():
     gates = 4 * 4096 + 2 * 14336 * 2  # results of two norms; of both chosen experts' activation functions
     assert activations[0] - activations[1] == pytest.approx(4096 * 32 * gates)
     assert activations[2] == pytest.approx(4096 * 32 * 4096 * 2 + logits)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_exchange_has_a_way_back_whose_way_back_it_is(way):
+    sent, received = np.ones((1, 4)), np.full((1, 4), 2.0)
+    there = AllToAll(tiers=("nvlink",), sent=sent, received=received, messages=np.ones((1, 1)), way=way)
+    (back,) = gradients(there)
+    assert (back.sent is received, back.received is sent) == (True, True)
+    assert gradients(back)[0].way == way
 
 
 def test_a_subset_waits_for_what_is_left_before_it():

@@ -19,6 +19,7 @@ _ADJOINT = {
     "all_to_all": "all_to_all",
     "dispatch": "combine",
     "combine": "dispatch",
+    "hierarchical": "hierarchical",
 }
 
 
