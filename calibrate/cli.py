@@ -62,12 +62,29 @@ def measure(
     given = {"--device": device, "--only": only, "--ranks": ranks, "--longest": longest}
     words += [word for name, value in given.items() if value for word in (name, str(value))]
     # In a process of its own, which may start itself anew when a gpu is lost to it.
-    code = subprocess.run([sys.executable, "-m", MODULE, *words], check=False).returncode
+    code = _waited([sys.executable, "-m", MODULE, *words])
     if code == 0 and not only and profile != raw:
         _write(raw, profile, None)
     elif code == 1:
         print(f"no profile is written; of what there is, `moesim calibrate fit {raw}` makes one", file=sys.stderr)
     return code
+
+
+GRACE = 10.0
+"""Seconds that a measuring run which is stopped has to end its ranks, say so and clean up."""
+
+
+def _waited(words: list[str]) -> int:
+    """Run a program and return its exit code; stopped by the keyboard, it was told as well and ends by itself."""
+    with subprocess.Popen(words) as running:
+        try:
+            return running.wait()
+        except KeyboardInterrupt:
+            try:
+                return running.wait(GRACE)
+            except subprocess.TimeoutExpired:  # only this process was told
+                running.terminate()
+                raise KeyboardInterrupt from None
 
 
 @app.command

@@ -54,8 +54,14 @@ def join(device: torch.device, scratch: Path, pool: int) -> Bench:
 
 
 def _end_with(launcher: int) -> None:
-    """End this rank once the process that launched it is gone, which may have been killed and could end nothing."""
+    """End this rank once a process that launched it is gone, which may have been killed and could end nothing.
+
+    That is torchrun, its parent, which starts each rank in a session of its own, or the process that started torchrun.
+    """
+    parent = os.getppid()
     while True:
+        if os.getppid() != parent:
+            os._exit(1)
         try:
             os.kill(launcher, 0)
         except ProcessLookupError:

@@ -107,6 +107,26 @@ def test_a_finished_run_measures_nothing_again(raw: Path) -> None:
     assert raw.read_bytes() == finished
 
 
+def test_a_run_stopped_from_the_keyboard_says_what_is_kept_and_cleans_up(tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    words = ["--device", "cpu", "--out", str(out), "--only", "gemm", "--longest", "5 ms"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from moesim.cli import main; main()", "calibrate", *words],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    raw = tmp_path / "mine.jsonl"
+    for _ in range(600):
+        if raw.exists() and raw.read_bytes().count(b"\n") > 2:
+            break
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "moesim: stopped; finished samples are kept. Run the same command again: it goes on from there" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == [raw]
+
+
 def test_a_run_killed_while_it_wrote_its_first_line_begins_anew(raw: Path) -> None:
     raw.write_text(f'{{"format":"{FORMAT}","device":"Some')
     words = ["--device", "cpu", "--out", str(raw), "--budget", "60 s", "--points", "1", "--only", "launch"]
