@@ -20,7 +20,8 @@ from moesim.policies.placement.greedy import Greedy
 from moesim.schedules.costs.pricing import price
 from moesim.schedules.ops import AllToAll, Exchange, fixed
 from moesim.schedules.schedule import Schedule, Task
-from moesim.testing import _layout, rank_loads
+from moesim.testing import rank_loads
+from moesim.testing.blocks import plain_layout
 from moesim.world.hardware import Device, Node
 from moesim.world.workload import Batch
 
@@ -54,7 +55,7 @@ def chain(**times):
 @given(SECONDS, SECONDS, SECONDS, st.sampled_from([2, 4, 8]))
 def test_pipelining_never_hides_the_first_dispatch_and_the_last_combine(dispatch, experts, combine, degree):
     block = chain(dispatch=dispatch, experts=experts, combine=combine)
-    (cut,) = make("overlap", Policy(name="pipeline", settings={"degree": degree})).block(block, _layout())
+    (cut,) = make("overlap", Policy(name="pipeline", settings={"degree": degree})).block(block, plain_layout())
     priced = price(cut, NODE, ())
     records, end = timeline(priced), float(makespan(priced).max())
     busy = [i for i, task in enumerate(cut.tasks) if task.name == "experts"]
@@ -64,7 +65,7 @@ def test_pipelining_never_hides_the_first_dispatch_and_the_last_combine(dispatch
 
 
 def test_more_chunks_than_rows_are_refused():
-    few = replace(_layout(), capacity=np.full((1, 12), 4))
+    few = replace(plain_layout(), capacity=np.full((1, 12), 4))
     block = chain(dispatch=1.0, experts=1.0, combine=1.0)
     with pytest.raises(PolicyError, match="a capacity of 4 rows into 8 chunks; give a degree of at most 4"):
         make("overlap", Policy(name="pipeline", settings={"degree": 8})).block(block, few)
@@ -133,7 +134,7 @@ def test_no_placement_is_lighter_than_the_exact_one(seed):
 def test_cached_assignments_hide_the_shorter_of_gate_and_experts():
     """The hand-worked case: gate 0.7 and experts 1.0 take 1.7 one after the other, and 1.0 side by side."""
     block = chain(gate=0.7, pack=0.0, dispatch=0.0, experts=1.0, combine=0.0, unpack=0.0)
-    (aside,) = make("shortcut", Policy(name="cached"))(block, _layout())
+    (aside,) = make("shortcut", Policy(name="cached"))(block, plain_layout())
     assert float(makespan(price(block, NODE, ())).max()) == 1.7
     assert float(makespan(price(aside, NODE, ())).max()) == 1.0
 

@@ -12,7 +12,8 @@ from moesim.policies.finding import make
 from moesim.schedules.costs.pricing import price
 from moesim.schedules.ops import fixed
 from moesim.schedules.schedule import Schedule, Task
-from moesim.testing import _layout, sizes_by_name
+from moesim.testing import sizes_by_name
+from moesim.testing.blocks import plain_layout
 from moesim.world.hardware import Device, Node
 from moesim.world.workload import Batch
 
@@ -50,7 +51,7 @@ ROUTE = ("dispatch", "experts", "combine")
 
 
 def ends(policy, times):
-    return [float(makespan(price(way, NODE, ())).max()) for way in policy(pair(times), _layout())]
+    return [float(makespan(price(way, NODE, ())).max()) for way in policy(pair(times), plain_layout())]
 
 
 def scmoe(position):
@@ -94,7 +95,7 @@ def test_a_layer_alone_taps_its_own_input():
         out=(4,),
     )
     for position in (1, 2, 3):
-        spans = [float(makespan(price(way, NODE, ())).max()) for way in scmoe(position)(alone, _layout())]
+        spans = [float(makespan(price(way, NODE, ())).max()) for way in scmoe(position)(alone, plain_layout())]
         assert spans == [3.0 + 1.0 + 3.0, 3.0 + 1.0 + 3.0]
 
 
