@@ -211,7 +211,9 @@ def test_estimate_writes_json() -> None:
     assert code == 0
     assert found["verdict"]["meets"] == {"tpot.p99": True, "load": True}
     exposed = sum(row["exposed"] for row in found["breakdown"])
-    assert 0.6 < exposed / found["summary"]["step"]["mid"] <= 1.0  # the host's own time is the rest
+    assert (
+        0.6 < exposed / found["summary"]["step"]["mid"] <= 1.25
+    )  # a pace below 1 shortens both; the host's own time is the rest
     assert {row["item"] for row in found["memory"]} >= {"expert weights", "kv cache", "runtime"}
 
 
