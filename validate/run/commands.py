@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
 
@@ -99,7 +100,16 @@ def executed(scenario: Path, wanted: Wanted, out: Path, *, tell: Tell, warn: Tel
     ----------
     out : a folder, in which each bundle gets one
     tell, warn : called with what was done, and with what could not be
+
+    Raises
+    ------
+    MoesimError
+        torch is missing, and there is something to measure.
     """
+    if find_spec("torch") is None and not (wanted.predict_only and wanted.profile):
+        raise MoesimError(
+            "running layers needs torch: `pip install 'moesim[torch]'`; or predict only: --profile NODE --predict-only"
+        )
     code = MET
     for file, name, one in runs_of(scenario, wanted.like):
         folder = out / name

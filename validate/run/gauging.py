@@ -23,6 +23,8 @@ from .specs import compiled
 
 AWAY = (0.35, 0.7, 1.4, 2.8)
 """Tokens of the layers that are measured, over those of the plans that are compared; none has as many as these."""
+NEAR = AWAY[1:3]
+"""The same for layers that are compiled, since each takes as long to compile as all others to run."""
 ROUNDS, DRAWS = 3, 2
 """How often each is run in a session, with how many batches."""
 COLD_ROUNDS = 7
@@ -66,7 +68,7 @@ def gauges(scenario: Scenario, space: Space, ranks: int) -> list[Gauge]:
     found = [
         Gauge(name=f"{kind} x{share:g}", kind=kind, pool=_sized(pool, scenario, space, share))
         for kind, pool in _kinds(space, ranks).items()
-        for share in AWAY
+        for share in (NEAR if compiled(pool) else AWAY)
     ]
     first = next(iter(_kinds(space, ranks).values()))
     if any(isinstance(policy, Policy) and policy.name == "two_dh" for policy in space.axes.get("alltoall", ())):
@@ -76,14 +78,14 @@ def gauges(scenario: Scenario, space: Space, ranks: int) -> list[Gauge]:
                 kind="two_dh",
                 pool=_sized(_with(first, "alltoall", "two_dh"), scenario, space, share),
             )
-            for share in AWAY[1:3]
+            for share in NEAR
         ]
     if (cache := _small_cache(space, scenario, ranks)) is not None:
-        pool = _sized(replace(first, policies={**first.policies, "buffering": cache}), scenario, space, AWAY[1])
+        pool = _sized(replace(first, policies={**first.policies, "buffering": cache}), scenario, space, NEAR[0])
         found.append(Gauge(name="cold tier", kind="cache", pool=pool))
     fixed = [(kind, pool) for kind, pool in _kinds(space, ranks).items() if compiled(pool)]
     return found + [
-        Gauge(name=f"{kind} anew", kind=RECOMPILE, pool=_sized(_of_factor(pool, ANEW), scenario, space, AWAY[1]))
+        Gauge(name=f"{kind} anew", kind=RECOMPILE, pool=_sized(_of_factor(pool, ANEW), scenario, space, NEAR[0]))
         for kind, pool in fixed
     ]
 

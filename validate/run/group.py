@@ -15,8 +15,8 @@ from pathlib import Path
 
 from moesim.ground.errors import MoesimError
 
+from . import wing
 from .links import Place
-from .wing import ranks as ranks_of
 
 POLL = 0.05
 """Seconds between looks at the ranks."""
@@ -75,7 +75,7 @@ def _started(
             place = places[rank // local]
             environment = (
                 os.environ
-                | ranks_of.environment_of(ranks)
+                | wing.ranks.environment_of(ranks)
                 | {
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank % local),
