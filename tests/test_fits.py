@@ -194,3 +194,29 @@ def test_a_profile_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert dict(back.params) == pytest.approx(dict(fits["gemm/bf16"].params), rel=1e-3)
     assert back.source == fits["gemm/bf16"].source
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["mine.yaml"]
+
+
+def test_the_table_of_what_is_fitted_is_what_ships():
+    """Three columns of hardware_profiles/README.md: collectives, DeepEP's kernels inside a node and between nodes."""
+    folder = Path(__file__).parents[1] / "hardware_profiles"
+    text = (folder / "README.md").read_text().partition("### What is fitted")[2].partition("## Reading one")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "][1:]
+    told = {name: tuple(cell == "fitted" for cell in cells) for names, *cells in rows for name in names.split(", ")}
+
+    def ships(path: Path) -> tuple[bool, ...]:
+        keys = {key.partition("@")[0] for key in load_fits(path, path.name)}
+        inside = {"pcie" if {"all_reduce/pcie"} & keys else "nvlink"}
+        groups = (
+            (("all_reduce", "all_gather", "reduce_scatter", "all_to_all"), inside),
+            (DEEPEP, inside),
+            (DEEPEP, {"rail"}),
+        )
+        return tuple(all(f"{way}/{link}" in keys for way in ways for link in links) for ways, links in groups)
+
+    def name(path: Path) -> str:
+        return path.stem.removesuffix("-sxm").removesuffix("-80gb").replace("-", " ").upper()
+
+    assert {name(path): ships(path) for path in (folder / "fits").rglob("*.yaml")} == told
+
+
+DEEPEP = ("dispatch", "combine")
