@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.ground.errors import Fault, MoesimError, WorkloadError
+from moesim.ground.errors import Fault, WorkloadError
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -24,9 +24,10 @@ try:
 
     from moesim.files.routing_traces import TraceWriter
 except ModuleNotFoundError as flaw:
-    raise MoesimError(
+    raise ImportError(
         f"recording routing needs `{flaw.name}`, which is not installed: pip install 'moesim[torch]' brings torch and "
-        "all that writes traces; the packages that measuring makes do with are not enough"
+        "all that writes traces; the packages that measuring makes do with are not enough",
+        name=flaw.name,
     ) from None
 
 _NAMES = ("gate", "router")

@@ -146,7 +146,7 @@ def test_optimize_shows_tables() -> None:
         "Certificate: ",
         "Runner-up: 1 x nvidia/hgx-h200, ",
         ": it lost by ",
-        "Frontier: ",
+        "Frontier, by estimates: ",
         "simulated under the same requests",
         "1 x hgx-h200",
         "USD/M    P10",
@@ -211,9 +211,7 @@ def test_estimate_writes_json() -> None:
     assert code == 0
     assert found["verdict"]["meets"] == {"tpot.p99": True, "load": True}
     exposed = sum(row["exposed"] for row in found["breakdown"])
-    assert (
-        0.6 < exposed / found["summary"]["step"]["mid"] <= 1.25
-    )  # a pace below 1 shortens both; the host's own time is the rest
+    assert exposed == pytest.approx(found["summary"]["step"]["mid"], rel=0.01)  # one stage; the host's own time, too
     assert {row["item"] for row in found["memory"]} >= {"expert weights", "kv cache", "runtime"}
 
 

@@ -63,7 +63,7 @@ def scenario(row: pd.Series) -> Scenario:
             group_topk=moe.group_topk,
         ),
         frameworks={
-            name: replace(framework, step=0.0, layer=0.0, sequence=0.0)
+            name: replace(framework, step=0.0, layer=0.0, sequence=0.0, pace=1.0)
             for name, (framework, _) in built_in_frameworks().items()
         },
     )

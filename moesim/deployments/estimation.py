@@ -159,8 +159,9 @@ def _unfit(scenario: Scenario, estimator: Estimator, used: Sequence[int]) -> Ver
 def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
     """Run the slowest stage's passes of one pool once more with their records kept, and tabulate them.
 
-    The breakdown is that of the mean pass; the tasks are those of a pass that carries prompt tokens, if any does, cut
-    to a few turns of each repeating run of layers.
+    The breakdown is that of the mean pass, at the framework's pace and with the stage's part of its own time as `host`,
+    so that stages times exposed times are the step; the tasks are those of a pass that carries prompt tokens, if any
+    does, cut to a few turns of each repeating run of layers.
     """
     share = float(estimator.estimates.operation.carrying[row])
     parts: dict[str, tuple[Seconds, Seconds]] = {}
@@ -173,6 +174,8 @@ def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
     assert shown is not None
     pool, schedule = estimator.table.pool(row), shown.priced[0].schedule
     scenario = estimator.run.scenario
+    if not isinstance(scenario.workload, Training):
+        parts = _served(estimator, row, parts)
     ground = grounds(schedule, scenario.node(pool.node, pool.framework), scenario.hardware.fabric)
     tables = {
         "breakdown": breakdown_table(parts),
@@ -182,6 +185,16 @@ def pass_tables(estimator: Estimator, row: int) -> dict[str, pd.DataFrame]:
     if isinstance(scenario.workload, Training):
         tables["step"] = step_table(estimator.run.steps(estimator.table, row).parts(0))
     return tables
+
+
+def _served(estimator: Estimator, row: int, parts: Parts) -> dict[str, tuple[Seconds, Seconds]]:
+    """Put the parts of one stage's pass at the pace of their framework, beside its own time for this stage."""
+    run, pool = estimator.run, estimator.table.pool(row)
+    framework, parallel = run.scenario.frameworks[pool.framework], pool.parallel
+    sequences = float(run.point.sequences[row]) * parallel.dp
+    host = framework.overhead(len(run.scenario.model.layers), sequences) / parallel.pp
+    paced = {name: (framework.pace * busy, framework.pace * exposed) for name, (busy, exposed) in parts.items()}
+    return paced | {"host": (framework.pace * host, framework.pace * host)}
 
 
 def _add(parts: dict[str, tuple[Seconds, Seconds]], more: Parts, weight: float) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moesim.files.routing_traces import open_trace
-from moesim.ground.errors import MoesimError, WorkloadError
+from moesim.ground.errors import WorkloadError
 
 torch = pytest.importorskip("torch")
 
@@ -134,5 +134,5 @@ def test_a_machine_that_can_only_measure_is_told_what_recording_needs(lacking, m
     monkeypatch.setitem(sys.modules, lacking, None)
     for name in ("moesim.calibrate.record", "moesim.files.routing_traces"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(MoesimError, match=rf"recording routing needs `{lacking}`, .*: pip install 'moesim\[torch\]'"):
+    with pytest.raises(ImportError, match=rf"recording routing needs `{lacking}`, .*: pip install 'moesim\[torch\]'"):
         importlib.import_module("moesim.calibrate.record")
