@@ -16,9 +16,9 @@ from moesim.deployments.pools import DRAWS
 from moesim.deployments.reaction import reaction_tables
 from moesim.deployments.result import Result, Verdict
 from moesim.deployments.serving.asked import Asked, generate
-from moesim.deployments.serving.measures import event_table, request_table, step_table
+from moesim.deployments.serving.measures import Served, event_table, request_table, step_table
 from moesim.deployments.spread import exact, spread
-from moesim.deployments.staging import deploy, in_order
+from moesim.deployments.staging import Deployment, deploy, in_order
 from moesim.deployments.tables import memory_table
 from moesim.deployments.upkeeping import upkeep_table
 from moesim.ground.errors import Fault, PlanError, PolicyError, WorkloadError
@@ -155,11 +155,7 @@ def _simulated(
     if verdict is not None:
         return _hopeless(plan, room, source, seed, verdict)
     try:
-        deployment = deploy(scenario, plan, room, drawn)
-        if unchosen(plan):
-            plan = with_graphs(scenario, plan, deployment, generate(scenario.workload, seed=seed, replication=PILOT))
-            room = capacity(scenario, plan.pools)
-            deployment = deploy(scenario, plan, room, drawn)
+        plan, room, deployment = _deployed(scenario, plan, room, drawn, seed)
     except PolicyError as refusal:
         verdict = Verdict(fits=False, meets={}, binding="policy", why=str(refusal))
         return _hopeless(plan, room, source, seed, verdict)
@@ -178,18 +174,37 @@ def _simulated(
         summary=spread(summary, scenario, plan, room, deployment, runs, seed, grounds, rest)
         if ranged
         else exact(summary, grounds),
-        tables={
-            "requests": request_table(runs[0]),
-            "steps": step_table(runs[0]),
-            "upkeep": upkeep_table([(ready.pool, ready.keeping) for ready in deployment.pools if ready.keeping]),
-            "events": event_table(runs[0]),
-            "graphs": graph_table(runs[0], deployment.pools),
-            "memory": _memory(plan, room),
-            **reaction_tables({ready.pool.role: ready.way for ready in deployment.pools if ready.way and ranged}),
-        },
+        tables=_tables(plan, room, deployment, runs[0], ranged),
         source=grounds,
         outside=tuple(sorted({name for table in tables for name in table.outside})),
     )
+
+
+def _deployed(
+    scenario: Scenario, plan: Plan, room: Capacity, drawn: Arrangements, seed: int
+) -> tuple[Plan, Capacity, Deployment]:
+    """Make a deployment ready; where its plan leaves the sizes of graphs open, a pilot run chooses them first."""
+    assert isinstance(scenario.workload, Serving)
+    deployment = deploy(scenario, plan, room, drawn)
+    if not unchosen(plan):
+        return plan, room, deployment
+    plan = with_graphs(scenario, plan, deployment, generate(scenario.workload, seed=seed, replication=PILOT))
+    room = capacity(scenario, plan.pools)
+    return plan, room, deploy(scenario, plan, room, drawn)
+
+
+def _tables(plan: Plan, room: Capacity, deployment: Deployment, run: Served, ranged: bool) -> dict[str, pd.DataFrame]:
+    """Tabulate the first run and what its pools are made of."""
+    pools = deployment.pools
+    return {
+        "requests": request_table(run),
+        "steps": step_table(run),
+        "upkeep": upkeep_table([(ready.pool, ready.keeping) for ready in pools if ready.keeping]),
+        "events": event_table(run),
+        "graphs": graph_table(run, pools),
+        "memory": _memory(plan, room),
+        **reaction_tables({ready.pool.role: ready.way for ready in pools if ready.way and ranged}),
+    }
 
 
 def _hopeless(plan: Plan, room: Capacity, source: SourceKind, seed: int, verdict: Verdict) -> Result:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from moesim.views.tables import console, show_table
-from moesim.world.tracing import Description
+from moesim.world.tracing import Description, Following
 
 
 def tidy(found: Description) -> dict[str, Any]:
@@ -93,45 +93,7 @@ _LINES = ("#0b6e99", "#d9730d", "#6b7280")
 
 def description_svg(found: Description) -> str:
     """Draw a description: shares by rank, imbalance by expert parallelism, and what layers show."""
-    ranked = np.sort(found.shares, axis=1)[:, ::-1] * found.shape.experts
-    panels = [
-        _panel(
-            "Load by rank of expert (1 is even)",
-            "expert, most popular first",
-            np.arange(1, found.shape.experts + 1),
-            {"median layer": np.median(ranked, axis=0), "most skewed layer": ranked[found.cv.argmax()]},
-        ),
-    ]
-    if found.imbalance:
-        sizes = np.log2(list(found.imbalance))
-        means = np.array([values.mean() for values in found.imbalance.values()])
-        labels = [str(size) for size in found.imbalance]
-        panels.append(
-            _panel("Fullest rank over mean", "expert-parallel ranks", sizes, {"mean of layers": means}, labels)
-        )
-    layers = np.arange(found.shape.layers)
-    panels.append(
-        _panel("Idle experts and top fifth", "MoE layer", layers, {"idle": found.idle, "top fifth": found.top})
-    )
-    if found.following:
-        follow = found.following
-        panels.append(
-            _panel(
-                "Choice repeated by next token",
-                "MoE layer",
-                layers,
-                {"any": follow.any, "first": follow.first, "first, by chance": follow.first_by_chance},
-            )
-        )
-        if found.shape.layers > 1:
-            panels.append(
-                _panel(
-                    "Most popular next expert",
-                    "MoE layer",
-                    layers[:-1],
-                    {"two": follow.next_two, "one": follow.next_one, "one, by chance": follow.next_one_by_chance},
-                )
-            )
+    panels = list(_panels(found))
     width, height = _WIDTH + _GAP, _HEIGHT + _GAP + 34
     columns = 2
     placed = [
@@ -145,6 +107,31 @@ def description_svg(found: Description) -> str:
         'font-family="system-ui, sans-serif" font-size="11" fill="#1f2937">'
         f'<rect width="{size[0]}" height="{size[1]}" fill="#ffffff"/>{"".join(placed)}</svg>\n'
     )
+
+
+def _panels(found: Description) -> Iterator[str]:
+    """Draw what is known, a panel each."""
+    experts, layers = np.arange(1, found.shape.experts + 1), np.arange(found.shape.layers)
+    ranked = np.sort(found.shares, axis=1)[:, ::-1] * found.shape.experts
+    loads = {"median layer": np.median(ranked, axis=0), "most skewed layer": ranked[found.cv.argmax()]}
+    yield _panel("Load by rank of expert (1 is even)", "expert, most popular first", experts, loads)
+    if found.imbalance:
+        means = {"mean of layers": np.array([values.mean() for values in found.imbalance.values()])}
+        labels = [str(size) for size in found.imbalance]
+        yield _panel("Fullest rank over mean", "expert-parallel ranks", np.log2(list(found.imbalance)), means, labels)
+    shares = {"idle": found.idle, "top fifth": found.top}
+    yield _panel("Idle experts and top fifth", "MoE layer", layers, shares)
+    if found.following:
+        yield from _following(found.following, layers)
+
+
+def _following(found: Following, layers: Int[np.ndarray, "layer"]) -> Iterator[str]:
+    """Draw how a choice follows from the one of the token, or of the layer, before."""
+    tokens = {"any": found.any, "first": found.first, "first, by chance": found.first_by_chance}
+    yield _panel("Choice repeated by next token", "MoE layer", layers, tokens)
+    if len(layers) > 1:
+        onward = {"two": found.next_two, "one": found.next_one, "one, by chance": found.next_one_by_chance}
+        yield _panel("Most popular next expert", "MoE layer", layers[:-1], onward)
 
 
 def _panel(
