@@ -75,9 +75,13 @@ class SetLaw:
         >>> SetLaw(weights=np.ones((1, 4)), topk=2).touched(halves).round(9).tolist()  # 2 of 6 pairs share a half
         [1.666666667]
         """
-        outside = group_of_expert != np.unique(group_of_expert)[:, None]
-        elsewhere = weight_of_sets(self._scaled[:, None, :] * outside, self.topk, self.groups, self.group_topk)
-        return np.asarray((1 - elsewhere / self._tree.total[:, None]).sum(axis=1))
+        groups = np.unique(group_of_expert)
+        if len(groups) == 1:
+            return np.ones(len(self.weights))
+        anywhere, outside = np.full_like(group_of_expert, True, dtype=bool), group_of_expert != groups[:, None]
+        permitted = self._scaled[:, None, :] * np.stack([anywhere, *outside])
+        total, *elsewhere = weight_of_sets(permitted, self.topk, self.groups, self.group_topk).T
+        return np.asarray(sum(1 - each / total for each in elsewhere))
 
     def counts(
         self, tokens: Int[np.ndarray, "*#row rank"], rng: np.random.Generator
