@@ -185,7 +185,7 @@ def test_the_command_writes_a_file_and_says_what_it_found(tmp_path, capsys):
 
 def test_text_of_no_predictions_is_whole(compared):
     nothing = [Predicted(reason="why not")] * len(compared.rows)
-    text = with_predictions(compared.rows, nothing, shipped_spread())
+    text = with_predictions(list(compared.rows[0].text), compared.rows, nothing, shipped_spread())
     assert text.count("why not") == len(compared.rows)
 
 

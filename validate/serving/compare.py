@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .measured import Measured, read_measured
+from .measured import Measured, read_table
 from .prediction import Predicted, Predictor
 from .scores import Pair, scored
 from .spreads import Spread, shipped_spread
@@ -19,10 +19,15 @@ NAMES = {"ttft": "predicted_ttft_ms", "tpot": "predicted_tpot_ms", "throughput":
 SCALES = {"ttft": 1e3, "tpot": 1e3, "throughput": 1.0}
 
 
-def with_predictions(rows: Sequence[Measured], predicted: Sequence[Predicted], spread: Spread) -> str:
-    """Write every row as CSV: its columns, what is predicted with P10 and P90, and the reason where nothing is."""
+def with_predictions(
+    columns: Sequence[str], rows: Sequence[Measured], predicted: Sequence[Predicted], spread: Spread
+) -> str:
+    """Write every row as CSV: its columns, what is predicted with P10 and P90, and the reason where nothing is.
+
+    Columns of the file that are called like these are replaced.
+    """
     added = [name + end for name in NAMES.values() for end in ("", "_p10", "_p90")]
-    columns = [name for name in rows[0].text if name not in (*added, "reason")]
+    columns = [name for name in columns if name not in (*added, "reason")]
     file = io.StringIO()
     writer = csv.DictWriter(file, [*columns, *added, "reason"], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -68,9 +73,9 @@ def compare(file: Path) -> Compared:
     InputError
         The file cannot be read.
     """
-    rows = read_measured(file)
+    columns, rows = read_table(file)
     predicted = predict_rows(rows, Predictor())
-    return Compared(rows=rows, predicted=predicted, text=with_predictions(rows, predicted, shipped_spread()))
+    return Compared(rows=rows, predicted=predicted, text=with_predictions(columns, rows, predicted, shipped_spread()))
 
 
 def predict_rows(rows: Sequence[Measured], predictor: Predictor) -> list[Predicted]:

@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float, Int
 from moesim.world.framework import Framework
 
 from .measured import Measured, Setup
+from .names import FRAMEWORKS
 from .prediction import Predicted, Predictor
 from .runs import doubted
-from .worlds import FRAMEWORKS, frameworks
+from .worlds import frameworks
 
 PRIORS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {

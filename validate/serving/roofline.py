@@ -26,7 +26,7 @@ from moesim.world.model import Model, active_parameters, embedding_parameters, e
 from .fitting import NOISE, WEIGHTS, Sample
 from .measured import JITTER, Setup, throughput
 from .prediction import Predicted
-from .worlds import NODES, model_of, pool
+from .worlds import model_of, node_of, pool
 
 START = np.log([0.5, 0.7, 30e-6, 1e-3])
 """Where fits start: share of the arithmetic peak, of the bandwidth, time per layer, wait per request in flight."""
@@ -86,7 +86,7 @@ def _times(setup: Setup, work: Work, constants: Float[np.ndarray, "constant"]) -
 def _work(setup: Setup) -> Work | str:
     """Count a setup's work, or say why it cannot be counted."""
     try:
-        return _counted(setup, model_of(setup.model), load_profile("node", NODES[setup.system]).profile.device)
+        return _counted(setup, model_of(setup.model), load_profile("node", node_of(setup.system)).profile.device)
     except (MoesimError, KeyError, ValueError) as refusal:
         return str(refusal).replace("\n", "; ")
 

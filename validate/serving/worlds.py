@@ -20,52 +20,14 @@ from moesim.world.scenario import Scenario
 from moesim.world.workload import Arrivals, Lengths, Requests, Serving
 
 from .measured import JITTER, Setup
+from .names import FORMATS, FRAMEWORKS, NODES, model_named
 from .runs import BUDGET, launch_of
 
-NODES = {
-    "a100_pcie": "pcie/a100-80gb-x8",
-    "a100_sxm": "nvidia/hgx-a100",
-    "b200_sxm": "nvidia/hgx-b200",
-    "b300_sxm": "nvidia/hgx-b300",
-    "gb200": "nvidia/gb200-nvl72",
-    "gb200_nvl72": "nvidia/gb200-nvl72",
-    "gb200_sxm": "nvidia/gb200-nvl72",
-    "gb300": "nvidia/gb300-nvl72",
-    "gb300_nvl72": "nvidia/gb300-nvl72",
-    "gb300_sxm": "nvidia/gb300-nvl72",
-    "h100_pcie": "pcie/h100-x8",
-    "h100_sxm": "nvidia/hgx-h100",
-    "h200_sxm": "nvidia/hgx-h200",
-    "h800_sxm": "nvidia/hgx-h800",
-    "l40s": "pcie/l40s-x8",
-    "mi300x": "amd/mi300x-x8",
-    "mi325x": "amd/mi325x-x8",
-    "mi355x": "amd/mi355x-x8",
-    "rtx_pro_6000": "pcie/rtx-pro-6000-x8",
-}
-FRAMEWORKS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm", "tensorrt_llm": "tensorrt_llm"}
 FILLED = 0.95
 """Share of memory that benchmarks let every framework fill, vLLM more than its default of 0.9.
 
 Of 0.90, 0.93, 0.95, 0.97 and 0.98, errors of TTFT barely fall above 0.95.
 """
-
-FORMATS = {
-    "": "bf16",
-    "bf16": "bf16",
-    "float16": "bf16",
-    "fp8": "fp8",
-    "fp8_block": "fp8_block",
-    "fp8_static": "fp8",
-    "int4_wo": "int4",
-    "int8_wo": "int8",
-    "mxfp4": "mxfp4",
-    "nvfp4": "nvfp4",
-    "w4a16_mxfp4": "mxfp4",
-    "w4a8_mxfp4_mxfp8": "mxfp4",
-    "w4afp8": "int4",
-}
-"""Storage formats of the quantization modes that such files name."""
 
 CV = 0.25
 """Spread of expert popularity: what released models show on mixed text; not fitted here."""
@@ -75,22 +37,17 @@ FP8_CACHE = ("nvidia/hgx-b200", "nvidia/hgx-b300", "nvidia/gb200-nvl72", "nvidia
 
 
 def known_model(name: str) -> str:
-    """Find a model of the zoo by its full name, or by its last part whoever packed it.
+    """Find a model of the zoo, or name the path of a configuration.
 
     Raises
     ------
     PlanError
         No model of the zoo is called so.
     """
-    names = model_names()
-    if name in names:
-        return name
-    last = name.rsplit("/", 1)[-1].lower()
-    for suffix in ("", "-fp8", "-fp4", "-nvfp4", "-mxfp4", "-bf16", "-instruct", "-0528", "-0905", "-fp8-dynamic"):
-        for candidate in names:
-            if candidate.rsplit("/", 1)[-1].lower() in (last, last.removesuffix(suffix)):
-                return candidate
-    raise _refused("model", f"no model of the zoo is called `{name}`", nearest(name, names))
+    found = model_named(name)
+    if not found:
+        raise _refused("model", f"no model of the zoo is called `{name}`", nearest(name, model_names()))
+    return found
 
 
 def _refused(path: str, problem: str, remedy: str = "") -> PlanError:
@@ -120,9 +77,22 @@ def frameworks() -> Mapping[str, Framework]:
     return known | {name: replace(known[name], utilization=FILLED) for name in {*FRAMEWORKS.values()}}
 
 
+def node_of(system: str) -> str:
+    """Name the node of a system.
+
+    Raises
+    ------
+    PlanError
+        The system is unknown.
+    """
+    if system not in NODES:
+        raise _refused("system", f"`{system}` is unknown", nearest(system, NODES))
+    return NODES[system]
+
+
 @cache
 def _hardware(system: str) -> Hardware:
-    node: Node = load_profile("node", NODES[system]).profile
+    node: Node = load_profile("node", node_of(system)).profile
     return Hardware(
         offers=(Offer(node=node, max_nodes=8),), fabric=load_profile("fabric", "infiniband/rail-400g").profile.tiers
     )
@@ -136,8 +106,6 @@ def world(setup: Setup, *, isl: float, osl: float) -> Scenario:
     InputError
         The model or the system is unknown.
     """
-    if setup.system not in NODES:
-        raise _refused("system", f"`{setup.system}` is unknown", nearest(setup.system, NODES))
     half = 0.1 / 0.9 / 3**0.5  # uniform over 0.8 to 1.0 of the nominal length
     return Scenario(
         name="measured",
@@ -167,7 +135,7 @@ def pool(setup: Setup) -> Pool:
     Raises
     ------
     PlanError
-        The backend or a quantization mode is unknown, or the degrees do not agree.
+        The system, the backend or a quantization mode is unknown, or the degrees do not agree.
     """
     if setup.backend not in FRAMEWORKS:
         raise _refused("backend", f"`{setup.backend}` is unknown", nearest(setup.backend, FRAMEWORKS))
@@ -180,7 +148,7 @@ def pool(setup: Setup) -> Pool:
     replicas = setup.gpus // parallel.gpus
     return Pool(
         role="all",
-        node=NODES[setup.system],
+        node=node_of(setup.system),
         replicas=replicas,
         parallel=parallel,
         framework=FRAMEWORKS[setup.backend],
@@ -208,10 +176,13 @@ def _precision(setup: Setup) -> Mapping[str, str]:
         if mode not in FORMATS:
             raise _refused(name, f"`{mode}` is unknown", nearest(mode, FORMATS))
     native = model_of(setup.model).dtype_of
-    modes = FORMATS[setup.gemm], FORMATS[setup.moe]
+    modes = (
+        native["dense"] if setup.gemm == "native" else FORMATS[setup.gemm],
+        native["experts"] if setup.moe == "native" else FORMATS[setup.moe],
+    )
     blocks = {"fp8": "fp8_block"} if "fp8_block" in (*modes, native["experts"]) else {}
     experts = "mxfp4" if native["experts"] == "mxfp4" else blocks.get(modes[1], modes[1])
     published = native["experts"] == "mxfp4" or setup.gemm == "int4_wo"  # these leave attention and dense layers alone
     dense = native["dense"] if published else blocks.get(modes[0], modes[0])
-    small = NODES[setup.system] in FP8_CACHE or FRAMEWORKS[setup.backend] == "tensorrt_llm"
+    small = node_of(setup.system) in FP8_CACHE or FRAMEWORKS[setup.backend] == "tensorrt_llm"
     return {"experts": experts, "attention": dense, "dense": dense, "kv": "fp8" if small else "bf16"}
