@@ -205,6 +205,66 @@ def test_a_list_of_layers_must_be_as_long_as_the_model():
     assert fields_of(config) == "config.json: layer_types: names 2 layers of 3; name every layer's"
 
 
+HUNYUAN = {
+    "model_type": "hunyuan_v1_moe",
+    "hidden_size": 4096,
+    "intermediate_size": 3072,
+    "moe_intermediate_size": [3072] * 32,
+    "moe_topk": [8] * 32,
+    "num_attention_heads": 32,
+    "num_experts": 64,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_shared_expert": [1] * 32,
+    "tie_word_embeddings": True,
+    "vocab_size": 128167,
+}
+
+
+def test_counts_by_layer_are_counts_for_all():
+    listed = read_config(HUNYUAN, "mine", "config.json")
+    once = HUNYUAN | {"moe_intermediate_size": 3072, "moe_topk": 8, "num_shared_expert": 1}
+    assert listed == read_config(once, "mine", "config.json")
+    assert parameters(listed) == pytest.approx(80.4e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"moe_topk": [8] * 31}, "names 31 layers of 32"),
+        ({"moe_topk": 65}, "65 of 64 experts"),
+        ({"moe_topk": [8] * 31 + [65]}, "65 of 64 experts"),
+        ({"moe_topk": 0}, "is zero"),
+        ({"moe_topk": -1}, "moe_topk"),
+        ({"moe_intermediate_size": [0] * 32}, "is zero"),
+    ],
+)
+def test_impossible_counts_by_layer_are_refused(change, word):
+    assert word in fields_of(HUNYUAN | change)
+
+
+@pytest.mark.parametrize(("end", "mixtures"), [(27, 27), (None, 27), (20, 20)])
+def test_mixtures_reach_from_a_layer_to_a_layer(end, mixtures):
+    config = {
+        "model_type": "ernie4_5_moe",
+        "hidden_size": 2560,
+        "intermediate_size": 12288,
+        "moe_intermediate_size": 1536,
+        "moe_k": 6,
+        "moe_layer_end_index": end,
+        "moe_layer_start_index": 1,
+        "moe_num_experts": 64,
+        "moe_num_shared_experts": 2,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 103424,
+    }
+    model = read_config(config, "mine", "config.json")
+    assert len(model.moe_layers) == mixtures
+    assert model.moe_layers[0] == 1
+
+
 LEAF = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=5), st.just([1]))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moesim.validate.serving.compare import compare, with_predictions
 from moesim.validate.serving.measured import LONGEST, Setup, read_table
-from moesim.validate.serving.names import FORMATS, NODES, backend_named, mode_named, model_named, system_named
+from moesim.validate.serving.names import FORMATS, NODES, backend_named, mode_named, model_named, releases, system_named
 from moesim.validate.serving.prediction import Predicted
 from moesim.validate.serving.spreads import shipped_spread
 from moesim.validate.serving.worlds import node_of, pool
@@ -83,11 +83,29 @@ def test_every_model_of_the_zoo_is_found_by_its_own_name_in_any_dress(name):
         ("nvidia/Mixtral-8x7B-Instruct-v0.1-FP8", "mistralai/Mixtral-8x7B-v0.1"),
         ("nvidia/Nemotron-3-Nano-30B-A3B", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"),
         ("/models/Kimi-K2.5-NVFP4/", "moonshotai/Kimi-K2.5"),
+        ("deepseek-ai/DeepSeek-V3.1-Terminus", "deepseek-ai/DeepSeek-V3"),
+        ("nvidia/DeepSeek-V3.1-NVFP4", "deepseek-ai/DeepSeek-V3"),
+        ("Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8", "Qwen/Qwen3-30B-A3B"),
+        ("zai-org/GLM-4.6-FP8", "zai-org/GLM-4.5"),
+        ("nvidia/GLM-4.7-NVFP4", "zai-org/GLM-4.5"),
+        ("zai-org/GLM-4.7-Flash", "zai-org/GLM-4.7-Flash"),
+        ("moonshotai/Kimi-K2-Instruct-0905", "moonshotai/Kimi-K2-Instruct"),
+        ("nvidia/Kimi-K2-Thinking-NVFP4", "moonshotai/Kimi-K2.5"),
+        ("MiniMaxAI/MiniMax-M2", "MiniMaxAI/MiniMax-M2.5"),
+        ("tencent/Hunyuan-A13B-Instruct-FP8", "tencent/Hunyuan-A13B-Instruct"),
+        ("baidu/ERNIE-4.5-300B-A47B-FP8-PT", "baidu/ERNIE-4.5-300B-A47B-PT"),
         ("Nemotron-3-Super", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-FP8"),
     ],
 )
 def test_releases_of_one_shape_are_one_model(name, zoo):
     assert model_named(name) == zoo
+
+
+def test_every_release_of_a_shape_names_one_of_the_zoo():
+    for release in releases():
+        assert release.like in model_names()
+        assert all(model_named(f"someone/{name}-NVFP4") == release.like for name in release.names)
+        assert release.source
 
 
 @pytest.mark.parametrize("name", ["deepseek-ai/DeepSeek-R1-Distill-Llama-70B", "Qwen3", "DeepSeek", "nobody/none", ""])

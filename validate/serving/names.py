@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
+from moesim.files.checked import check
 from moesim.files.models import model_names
+from moesim.files.trees import read
+from moesim.ground.errors import InputError
+
+RELEASES = Path(__file__).parents[1] / "cases" / "serving" / "releases.yaml"
+PATHS = (".json", ".yaml", ".yml")
 
 NODES = {
     "a100_40gb_pcie": "pcie/a100-40gb-x8",
@@ -84,9 +92,16 @@ def model_named(name: str) -> str:
     >>> model_named("nvidia/DeepSeek-R1-0528-NVFP4-v2"), model_named("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8")
     ('deepseek-ai/DeepSeek-R1', 'Qwen/Qwen3-235B-A22B-FP8')
     """
-    name = name.strip()
-    if name.endswith((".json", ".yaml", ".yml")) or name in model_names():
+    return name.strip() if name.strip().endswith(PATHS) else _named(name.strip())
+
+
+@cache
+def _named(name: str) -> str:
+    if name in model_names():
         return name
+    release = next((each for each in releases() if each.is_called(name)), None)
+    if release is not None:
+        return release.like
     parts = _core(name)
     found = [model for model, core in _cores().items() if "".join(core) == "".join(parts)]
     if not found and len(parts) > 1:
@@ -108,18 +123,52 @@ def _cores() -> Mapping[str, tuple[str, ...]]:
     return {model: _core(model) for model in model_names()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Releases of the shape of a model of the zoo, and where that is said."""
+
+    names: tuple[str, ...]
+    like: str
+    source: str
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is one of these, in any dress."""
+        for mine in self.names:
+            words = _words(mine)
+            if _core(name, spare=frozenset(words)) == tuple(words):
+                return True
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Releases:
+    releases: tuple[Release, ...]
+
+
+@cache
+def releases() -> tuple[Release, ...]:
+    """Read what is shipped.
+
+    Raises
+    ------
+    InputError
+        The file was damaged.
+    """
+    return check(_Releases, read(RELEASES, str(RELEASES), InputError), str(RELEASES)).releases
+
+
 def _words(name: str) -> list[str]:
     last = re.sub(r"^ds(?=[rv]\d)", "deepseek-", name.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].lower())
     return [word for word in re.split(r"[^a-z0-9.]+|\.(?!\d)|(?<!\d)\.", re.sub(r"^nvidia[-_ ]", "", last)) if word]
 
 
-def _core(name: str) -> tuple[str, ...]:
-    """Words of a name that tell its shape: no formats, tunings and dates."""
+def _core(name: str, spare: frozenset[str] = frozenset()) -> tuple[str, ...]:
+    """Words of a name that tell its shape: no formats, tunings and dates, but those to spare."""
     kept: list[str] = []
     before = False
     for word in _words(name):
         form = bool(_FORMAT.fullmatch(word)) or (before and bool(re.fullmatch(r"v\d", word)))
-        if not (form or word in _DRESS or _DATED.fullmatch(word)):
+        if word in spare or not (form or word in _DRESS or _DATED.fullmatch(word)):
             kept.append(word)
         before = form
     return tuple(kept)

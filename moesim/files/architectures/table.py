@@ -10,6 +10,7 @@ from moesim.files.architectures.alike import Dbrx, MiniMaxM2, Mixtral, Olmoe, Pl
 from moesim.files.architectures.deepseek import DeepseekV4, GroupedManyExperts, LatentManyExperts, SparseManyExperts
 from moesim.files.architectures.hybrid import KimiLinear, NemotronH
 from moesim.files.architectures.qwen import Qwen2Moe, QwenHybrid, QwenMoe
+from moesim.files.architectures.shared import Ernie, Hunyuan
 from moesim.files.architectures.translation import NllbMoe, Switch
 from moesim.files.architectures.windowed import Gemma4, GptOss, Llama4, MimoV2, MiniMaxM3, Step3p7
 
@@ -33,6 +34,8 @@ Architecture = (
     | MiniMaxM3
     | NemotronH
     | KimiLinear
+    | Ernie
+    | Hunyuan
     | NllbMoe
     | Switch
 )
@@ -44,13 +47,16 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "deepseek_v3": LatentManyExperts,
     "deepseek_v32": SparseManyExperts,
     "deepseek_v4": DeepseekV4,
+    "ernie4_5_moe": Ernie,
     "gemma4": Gemma4,
     "gemma4_text": Gemma4,
     "glm4_moe": GroupedManyExperts,
+    "glm4_moe_lite": LatentManyExperts,
     "glm_moe_dsa": SparseManyExperts,
     "gpt_oss": GptOss,
     "granitemoe": Mixtral,
     "granitemoeshared": Mixtral,
+    "hunyuan_v1_moe": Hunyuan,
     "kimi_k2": LatentManyExperts,
     "kimi_k25": LatentManyExperts,
     "kimi_k3": KimiLinear,
@@ -74,6 +80,8 @@ ARCHITECTURES: Mapping[str, type[Architecture]] = {
     "qwen3_5_moe_text": QwenHybrid,
     "qwen3_moe": QwenMoe,
     "qwen3_next": QwenHybrid,
+    "qwen3_vl_moe": QwenMoe,
+    "qwen3_vl_moe_text": QwenMoe,
     "step3p7": Step3p7,
     "switch_transformers": Switch,
 }
@@ -98,20 +106,26 @@ MAY_BE_ZERO = frozenset(
         "num_sparse_decoder_layers",
         "full_attention_interval",
         "moe_latent_size",
+        "moe_layer_start_index",
+        "moe_num_shared_experts",
+        "num_shared_expert",
         "routed_expert_hidden_size",
         "moe_shared_expert_intermediate_size",
     }
 )
 """Counts whose zero means "none"."""
 
-PER_LAYER = ("layer_types", "hybrid_layer_pattern", "hybrid_override_pattern", "moe_layer_freq", "no_rope_layers")
+PER_LAYER = (
+    *("layer_types", "hybrid_layer_pattern", "hybrid_override_pattern", "moe_layer_freq", "no_rope_layers"),
+    *("moe_intermediate_size", "moe_topk", "num_shared_expert"),
+)
 """Lists with one entry a layer; those that may be left out are empty then."""
 
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k", "moe_topk")
 GROUP_COUNTS = ("n_group", "num_expert_group")
 DEPTHS = ("num_hidden_layers", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-SHARING = (Plain, Mixtral, Olmoe, Dbrx, GroupedManyExperts, QwenMoe, NllbMoe)
+SHARING = (Plain, Mixtral, Olmoe, Dbrx, Ernie, Hunyuan, GroupedManyExperts, QwenMoe, NllbMoe)
 """Architectures whose heads share the width."""
 HEADS = (
     ("num_attention_heads", "hidden_size"),
@@ -141,8 +155,15 @@ def _zeros(record: Any, path: str) -> Faults:
         value = getattr(record, field.name)
         if is_dataclass(value):
             yield from _zeros(value, f"{path}{field.name}.")
-        elif value == 0 and field.type == "int" and field.name not in MAY_BE_ZERO:
+        elif field.name not in MAY_BE_ZERO and _is_zero(value, str(field.type)):
             yield f"{path}{field.name}", "is zero", "give more than zero"
+
+
+def _is_zero(value: Any, kind: str) -> bool:
+    """Whether a count is zero, or one of a list that may stand for it."""
+    if kind == "int | tuple[int, ...]" and isinstance(value, tuple):
+        return 0 in value
+    return kind.startswith("int") and kind != "int | None" and value == 0
 
 
 def _depth_faults(config: Architecture) -> Faults:
@@ -166,8 +187,10 @@ def _expert_faults(config: Architecture) -> Faults:
     """Find more experts chosen than there are, and groups that do not divide them."""
     experts = _first(config, EXPERT_COUNTS, 0)
     for name in CHOSEN:
-        if experts and getattr(config, name, 0) > experts:
-            yield name, f"{getattr(config, name)} of {experts} experts", f"choose at most {experts}"
+        given = getattr(config, name, 0)
+        chosen = max(given, default=0) if isinstance(given, tuple) else given
+        if experts and chosen > experts:
+            yield name, f"{chosen} of {experts} experts", f"choose at most {experts}"
     groups, taken = _first(config, GROUP_COUNTS, 1), getattr(config, "topk_group", 1)
     if groups and experts % groups:
         yield "n_group", f"{groups} groups do not divide {experts} experts", "choose a divisor"
