@@ -49,6 +49,9 @@ SHARING = 32
 ONLY_LOCAL = ("trtllm",)
 """Frameworks whose kernels, of experts divided over gpus, touch the rows of their own experts only; the others' were
 timed with every gpu's rows passing through, which no plan does, so of them undivided experts are read."""
+NOT_RUN = frozenset({("sglang", "mxfp4", "sglang_fused_moe_triton")})
+"""Kernels that a framework does not run by default for weights of a format: SGLang computes GPT-OSS's experts with the
+Triton kernels of OpenAI, as vLLM does, but where FlashInfer has its own (`moe_runner_backend`)."""
 FEW = 200
 """Rows below which a kernel is not worth a fit."""
 ELEMENT: Mapping[str, float] = MappingProxyType({"half": 2.0, "int8": 1.0})
@@ -84,6 +87,8 @@ def mixtures(folder: Path, system: str) -> Iterator[Cases]:
         "distribution",
     )
     for table, dtype, kernel, rows in _kernels(folder, system, ("moe", "moe"), columns):
+        if (table.framework, dtype, kernel) in NOT_RUN:
+            continue
         whole = (rows.inter_size % rows.moe_tp_size == 0) & (rows.num_experts % rows.moe_ep_size == 0)
         alone = (rows.moe_ep_size == 1) | (table.framework in ONLY_LOCAL)
         if np.count_nonzero(whole & alone) >= FEW:

@@ -229,6 +229,22 @@ def test_odd_rows_keep_their_places_and_good_ones_are_predicted(tmp_path):
     assert float(found[0]["predicted_tpot_ms"]) > 0
 
 
+def test_frameworks_that_run_one_kernel_are_predicted_alike(tmp_path):
+    """vLLM and SGLang both run OpenAI's Triton kernels for GPT-OSS on Hopper: host and pace are all that tells them."""
+    rows = [{**ROW, "backend": name, "concurrency": "32", "isl": "256", "osl": "64"} for name in ("vllm", "sglang")]
+    found = csv.DictReader(io.StringIO(compare(table(tmp_path, rows)).text))
+    vllm, sglang = (float(row["predicted_tpot_ms"]) for row in found)
+    assert vllm == pytest.approx(sglang, rel=0.25)
+
+
+def test_models_without_experts_are_predicted_whatever_is_said_of_experts(tmp_path):
+    dense = {**ROW, "model": "Qwen/Qwen3-32B", "precision": "bf16", "gemm_quant_mode": "", "moe_quant_mode": ""}
+    some = [{**dense, "isl": "64", "osl": "32", "moe_tp_size": tp, "moe_ep_size": ep} for tp, ep in ("41", "14", "11")]
+    first, *others = csv.DictReader(io.StringIO(compare(table(tmp_path, some)).text))
+    assert 1 < float(first["predicted_tpot_ms"]) < 100
+    assert {row["predicted_tpot_ms"] for row in others} == {first["predicted_tpot_ms"]}
+
+
 def test_a_file_of_no_rows_gives_its_columns(tmp_path):
     file = tmp_path / "head.csv"
     file.write_text(",".join([*ROW, "note"]) + "\r\n")

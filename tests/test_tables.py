@@ -146,6 +146,16 @@ def test_divided_experts_are_read_where_kernels_touch_their_own_rows_only(tmp_pa
     assert set(alone.inputs["ep"]) == {1.0}
 
 
+def test_kernels_that_a_framework_does_not_run_are_not_read(tmp_path: Path) -> None:
+    """SGLang computes GPT-OSS's experts with other kernels than its tables of fused_moe hold."""
+    fused = {"kernel_source": "sglang_fused_moe_triton", "moe_ep_size": 1}
+    write(tmp_path, "moe/sglang/moe", experts() | fused | {"moe_dtype": "w4a16_mxfp4"})
+    write(tmp_path, "moe/vllm/moe", experts() | {"moe_dtype": "w4a16_mxfp4", "moe_ep_size": 1})
+    assert [cases.kernel for cases in mixtures(folder(tmp_path), "h100_sxm")] == ["vllm 1.0 cutlass"]
+    write(tmp_path, "moe/sglang/moe", experts() | fused | {"moe_dtype": "fp8_block"})
+    assert [cases.dtype for cases in mixtures(folder(tmp_path), "h100_sxm")] == ["fp8_block", "mxfp4"]
+
+
 def test_windows_bound_the_pairs_and_slow_layouts_are_left_out(tmp_path: Path) -> None:
     rows = {
         "kernel_source": "fa3", "attn_dtype": "bfloat16", "kv_cache_dtype": "bfloat16", "step": 0, "head_dim": 64,

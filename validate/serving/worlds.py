@@ -12,7 +12,7 @@ from moesim.files.profiles import load_profile
 from moesim.ground.errors import Fault, PlanError, nearest
 from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Policy, Pool, misfits
 from moesim.world.framework import Framework
-from moesim.world.generators import skewed
+from moesim.world.generators import Balanced, skewed
 from moesim.world.hardware import Hardware, Node, Offer
 from moesim.world.model import Model
 from moesim.world.routing import Routing
@@ -64,7 +64,7 @@ def model_of(name: str) -> Model:
 def _routing(name: str) -> Routing:
     model = model_of(name)
     if not model.moe_layers:
-        raise _refused("model", f"`{name}` has no experts", "such rows are out of moesim's field")
+        return Balanced(layers=0, experts=1, topk=1)
     moe = model.moe(model.moe_layers[0])
     layers = len(model.moe_layers)
     return skewed(layers, moe.experts, moe.topk, cv=CV, seed=0, groups=moe.groups, group_topk=moe.group_topk)
@@ -139,7 +139,9 @@ def pool(setup: Setup) -> Pool:
     """
     if setup.backend not in FRAMEWORKS:
         raise _refused("backend", f"`{setup.backend}` is unknown", nearest(setup.backend, FRAMEWORKS))
-    parallel = Parallel(pp=setup.pp, dp=setup.dp, tp=setup.tp, ep=setup.ep, etp=setup.etp)
+    whole = setup.tp * setup.dp
+    ep, etp = (setup.ep, setup.etp) if model_of(setup.model).moe_layers else (1, whole)
+    parallel = Parallel(pp=setup.pp, dp=setup.dp, tp=setup.tp, ep=ep, etp=etp)
     faults = [Fault(path=name, problem=problem, remedy=remedy) for name, problem, remedy in misfits(parallel)]
     if setup.gpus % parallel.gpus:
         faults.append(Fault(path="gpus", problem=f"{setup.gpus} is no multiple of the layout's {parallel.gpus}"))
