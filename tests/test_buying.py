@@ -12,6 +12,7 @@ import yaml
 from moesim.cli import app
 from moesim.files.buying import read_buying
 from moesim.files.resolved import buying_tree
+from moesim.files.runs import load_run
 from moesim.files.yaml import load_study
 from moesim.ground.errors import InputError
 from moesim.plans.plan import Parallel, Plan, Pool
@@ -221,6 +222,10 @@ def test_a_purchase_is_shown_kept_and_read_back(tmp_path, capsys, bought):
     assert "What to buy" in page
     assert "tornado" in page
     assert load_study(out / "scenario.yaml").buy == load_study(written(tmp_path)).buy
+    assert load_run(out).answer.bought == bought.chosen
+    assert app(["launch", str(out), "--plan", "purchase"], result_action="return_value") == 0
+    replicas = sum(pool.replicas for pool in bought.chosen.pools)
+    assert capsys.readouterr().out.count("vllm serve") >= replicas
 
 
 def test_a_section_written_in_full_reads_back_equal():

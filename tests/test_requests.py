@@ -25,6 +25,7 @@ from moesim.world.workload import Arrivals, Lengths, Prefixes, Requests, Serving
 
 TRACES = Path(__file__).parent / "data" / "traces"
 
+HASHED = '{{"timestamp": 4000, "input_length": 9, "output_length": 1, "hash_ids": {}}}\n'
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
 2023-11-16 18:15:50.9951690,396,109
@@ -80,6 +81,23 @@ def test_the_forms_of_published_traces(tmp_path: Path) -> None:
         (MOONCAKE + "[1]\n", "line 5", "is no JSON object"),
         (MOONCAKE + '{"timestamp": 4000, "input_length": true, "output_length": 1}\n', "line 5", "no whole number"),
         ("\x00\x01\x02" * 50, "line 1", "lacks"),
+        ("[" * 200_000 + "\n", "line 1", "is no CSV: field larger than"),
+        (AZURE + "2" * 200_000 + ",3,4\n", "line 4", "is no CSV: field larger than"),
+        (
+            MOONCAKE + '{"timestamp": 4000, "input_length": 9, "output_length": 1, "hash_ids": 5}\n',
+            "line 5",
+            "hash_ids",
+        ),
+        (
+            MOONCAKE + '{"timestamp": 4000, "input_length": 9, "output_length": 1, "hash_ids": [[1]]}\n',
+            "line 5",
+            "hash_ids",
+        ),
+        (
+            MOONCAKE + '{"timestamp": 4000, "input_length": 9, "output_length": 1, "hash_ids": ["a"]}\n',
+            "line 5",
+            "hash_ids",
+        ),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, text: str, where: str, what: str) -> None:

@@ -216,6 +216,17 @@ def test_cache_is_what_the_rest_leaves() -> None:
     assert found.room[0] == pytest.approx(memory.capacity[0] - memory.total[0] + memory.items["kv cache"][0])
 
 
+def test_a_cache_takes_no_more_than_its_room_however_many_wait_for_it() -> None:
+    crowd = worlds.scenario(MIXTRAL, workload=serving(Arrivals(generator="closed", concurrency=100_000)))
+    found = capacity(
+        crowd, [worlds.pool(EP8, batching=Policy(name="chunked", settings={"max_batch": 20_000, "budget": 20_000}))]
+    )
+    assert found.memory.headroom[0] < 0
+    assert found.used.headroom[0] == pytest.approx(0.0, abs=1.0)
+    few = capacity(worlds.scenario(MIXTRAL, workload=serving()), [worlds.pool(EP8, batching=BATCH)])
+    assert few.used.items == few.memory.items
+
+
 def test_a_model_larger_than_its_gpus_does_not_fit() -> None:
     world = worlds.scenario(DEEPSEEK, workload=serving())
     result = simulate(world, plan(worlds.pool(Parallel(tp=4, ep=4), alltoall="reduce", batching=BATCH)))

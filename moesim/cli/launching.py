@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from moesim.cli.codes import MET
 
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 def launch(
-    source: Path, chosen: Path | None = None, /, *, plan: int = 1, framework: str = "", json: bool = False
+    source: Path,
+    chosen: Path | None = None,
+    /,
+    *,
+    plan: int | Literal["purchase"] = 1,
+    framework: str = "",
+    json: bool = False,
 ) -> int:
     """Print the commands that start a plan: one for each node, with every flag that the plan decides.
 
@@ -24,7 +30,7 @@ def launch(
     chosen
         A plan file, where a scenario is given.
     plan
-        Which plan of the run folder, by its rank.
+        Which plan of the run folder, by its rank; or what is bought, `purchase`.
     framework
         vllm, sglang, tensorrt_llm, dynamo or megatron; the plan's own where not given.
     json
@@ -42,7 +48,7 @@ def launch(
     return MET
 
 
-def _plan(source: Path, chosen: Path | None, number: int) -> tuple[Scenario, Plan]:
+def _plan(source: Path, chosen: Path | None, number: int | str) -> tuple[Scenario, Plan]:
     """Load a plan from a run folder by its rank, or from its own file."""
     from moesim.files.runs import load_run
     from moesim.files.yaml import load_plan, load_scenario
@@ -53,6 +59,11 @@ def _plan(source: Path, chosen: Path | None, number: int) -> tuple[Scenario, Pla
         return world, load_plan(chosen, world)
     run = load_run(source)
     plans = run.answer.plans
+    if number == "purchase":
+        if run.answer.bought is None:
+            raise PlanError("--plan", [Fault(path="", problem="the run buys nothing", remedy="give a rank, such as 1")])
+        return run.study.scenario, run.answer.bought
+    assert isinstance(number, int)
     if not 1 <= number <= len(plans):
         problem = f"there is no plan {number}: the run keeps {len(plans)}"
         raise PlanError("--plan", [Fault(path="", problem=problem, remedy=f"give 1 to {len(plans)}")])

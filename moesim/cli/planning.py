@@ -106,7 +106,10 @@ def _buy(study: Study, folder: Path, seed: int, json: bool, journal: Journal, ke
     else:
         show_ranking(f"{study.scenario.name}, at peak", found.ranking)
         show_purchase(found)
-        print(f"Kept in {folder}: report.html, trace.json, scenario.yaml, plans, tables")
+        bought = "" if found.chosen is None else "purchase.yaml, "
+        print(f"Kept in {folder}: report.html, trace.json, scenario.yaml, {bought}plans, tables")
+        if bought:
+            print(f"Start it: moesim launch {folder} --plan purchase")
     return MET if found.good else MISSED
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,14 @@ class Capacity:
     room: tuple[Bytes, ...]
     per_token: tuple[Bytes, ...]
     limits: tuple[Limits, ...]
+
+    @property
+    def used(self) -> Memory:
+        """Memory as a run uses it at most: the cache is no larger than its room, however many sequences wait for it."""
+        wanted = self.memory.items["kv cache"]
+        return replace(
+            self.memory, items={**self.memory.items, "kv cache": np.minimum(wanted, np.maximum(self.room, 0.0))}
+        )
 
 
 def capacity(scenario: Scenario, pools: Sequence[Pool]) -> Capacity:

@@ -46,7 +46,7 @@ def headline(
         "energy_per_token": _per(found["power"], found["throughput"]),
         "energy_per_request": _per(found["power"], found["completed"]),
         "gpus": gpus,
-        "memory_headroom": float(room.memory.headroom.min()),
+        "memory_headroom": float(room.used.headroom.min()),
     }
 
 

@@ -23,6 +23,7 @@ from moesim.deployments.tables import memory_table
 from moesim.deployments.upkeeping import upkeep_table
 from moesim.ground.errors import Fault, PlanError, PolicyError, WorkloadError
 from moesim.ground.units import SourceKind, weakest
+from moesim.passes.footprint import Memory
 from moesim.passes.table import table_of
 from moesim.plans.plan import Plan
 from moesim.world.scenario import Scenario
@@ -202,20 +203,20 @@ def _tables(plan: Plan, room: Capacity, deployment: Deployment, run: Served, ran
         "upkeep": upkeep_table([(ready.pool, ready.keeping) for ready in pools if ready.keeping]),
         "events": event_table(run),
         "graphs": graph_table(run, pools),
-        "memory": _memory(plan, room),
+        "memory": _memory(plan, room.used),
         **reaction_tables({ready.pool.role: ready.way for ready in pools if ready.way and ranged}),
     }
 
 
 def _hopeless(plan: Plan, room: Capacity, source: SourceKind, seed: int, verdict: Verdict) -> Result:
     """Say what stands in the way of a plan that cannot serve at all."""
-    tables = {"memory": _memory(plan, room)}
+    tables = {"memory": _memory(plan, room.memory)}
     return Result(plan=plan, seed=seed, verdict=verdict, summary={}, tables=tables, source=source, outside=())
 
 
-def _memory(plan: Plan, room: Capacity) -> pd.DataFrame:
+def _memory(plan: Plan, memory: Memory) -> pd.DataFrame:
     """Itemise the fullest rank of every pool."""
-    tables = [memory_table(room.memory, number) for number in range(len(plan.pools))]
+    tables = [memory_table(memory, number) for number in range(len(plan.pools))]
     if len(tables) == 1:
         return tables[0]
     for pool, table in zip(plan.pools, tables, strict=True):

@@ -114,7 +114,7 @@ def _recorded(file: Path, lines: _Lines) -> Recorded:
         times.append(time)
         prompts.append(prompt)
         outputs.append(output)
-        sharing.add(row.get(form.blocks) if form.blocks else None, prompt)
+        sharing.add(_hashes(row.get(form.blocks), form.blocks, lines) if form.blocks else (), prompt)
     if not times:
         raise WorkloadError(
             str(file), [Fault(path="", problem="holds no request", remedy="give a trace with requests")]
@@ -130,6 +130,15 @@ def _recorded(file: Path, lines: _Lines) -> Recorded:
     )
 
 
+def _hashes(value: Any, name: str, lines: _Lines) -> Sequence[int]:
+    """Read the hashes of a prompt's blocks; none where the line has none."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(type(block) is int and -(2**63) <= block < 2**63 for block in value):
+        raise lines.fault(f"{name} is no list of whole numbers of 64 bits", f"write `{name}: [1, 2]`, or leave it out")
+    return value
+
+
 class _Sharing:
     """Which first tokens of each prompt were seen before, by the hashes of its blocks."""
 
@@ -138,14 +147,14 @@ class _Sharing:
         self.session = array("q")
         self.seen: set[int] = set()
 
-    def add(self, hashes: Sequence[int] | None, prompt: int) -> None:
+    def add(self, hashes: Sequence[int], prompt: int) -> None:
         """Note one prompt; its session is its first block's."""
         known = 0
-        for block in hashes or ():
+        for block in hashes:
             if block not in self.seen:
                 break
             known += 1
-        self.seen.update(hashes or ())
+        self.seen.update(hashes)
         self.shared.append(min(known * HASHED, prompt - 1))
         self.session.append(hashes[0] if hashes else -1)
 
@@ -160,13 +169,20 @@ def _rows(lines: _Lines) -> Iterator[tuple[Form, Mapping[str, Any]]]:
         for line in source:
             yield form, _parsed(line, lines)
     elif first:
-        names = [name.strip() for name in next(csv.reader([first]))]
+        names = [name.strip() for name in _cells(first, lines)]
         form = _form(names, lines)
         for line in source:
-            values = next(csv.reader([line]))
+            values = _cells(line, lines)
             if len(values) != len(names):
                 raise lines.fault(f"has {len(values)} fields, not {len(names)}", f"give {', '.join(names)}")
             yield form, dict(zip(names, values, strict=True))
+
+
+def _cells(line: str, lines: _Lines) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as flaw:
+        raise lines.fault(f"is no CSV: {flaw}") from None
 
 
 def _parsed(line: str, lines: _Lines) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """Run folders: a question, its answer and all they rest on, written whole or not at all.
 
-A folder holds ``scenario.yaml`` (everything in full), ``plans/NN.yaml``, ``tables/*.parquet``, ``answer.json``,
-``report.html``, ``trace.json`` and, written last, ``manifest.json`` with the hash of each. Nothing in it
-tells the time, so the manifest's command, run in the folder, gives the same bytes again.
+A folder holds ``scenario.yaml`` (everything in full), ``plans/NN.yaml``, ``purchase.yaml`` where something is bought,
+``tables/*.parquet``, ``answer.json``, ``report.html``, ``trace.json`` and, written last, ``manifest.json`` with the
+hash of each. Nothing in it tells the time, so the manifest's command, run in the folder, gives the same bytes again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ FORMAT = 2
 """Changes whenever a folder of one version could be misread by another."""
 
 MANIFEST = "manifest.json"
+PURCHASE = "purchase.yaml"
 AGAIN = "run it again: `moesim optimize {folder}/scenario.yaml`"
 
 
@@ -116,6 +117,7 @@ def _contents(run: Run, views: Mapping[str, str]) -> dict[str, bytes]:
     }
     texts = {"scenario.yaml": dump_study(run.study), **views}
     texts |= {f"plans/{number:02}.yaml": dump_plan(plan) for number, plan in enumerate(answer.plans, 1)}
+    texts |= {PURCHASE: dump_plan(answer.bought)} if answer.bought is not None else {}
     tables = {f"tables/{name}.parquet": _parquet(table) for name, table in answer.tables.items()}
     return {name: text.encode() for name, text in texts.items()} | {"answer.json": _json(facts)} | tables
 
@@ -233,6 +235,7 @@ def load_run(folder: str | Path) -> Run:
         comparison=Comparison(**facts["comparison"]) if facts["comparison"] else None,
         tables=tables,
         plans=plans,
+        bought=load_plan(folder / PURCHASE, study.scenario) if PURCHASE in manifest["files"] else None,
     )
     return Run(study=study, answer=answer, version=manifest["moesim"])
 

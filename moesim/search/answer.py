@@ -37,6 +37,7 @@ class Answer:
         in short), ``summary`` (metric by metric, low, mid and high), ``breakdown``, ``memory``, ``tasks`` and
         ``simulated`` by `plan` (its rank), ``unfit``, ``sources``; of a purchase ``options``, ``money``, ``what_if``
     plans : the plans behind the first rows of the table ``plans``
+    bought : the plan of the purchase, spares too; None where nothing is bought
     """
 
     name: str
@@ -48,6 +49,7 @@ class Answer:
     comparison: Comparison | None
     tables: Mapping[str, pd.DataFrame]
     plans: tuple[Plan, ...]
+    bought: Plan | None = None
 
 
 def answer(study: Study, ranking: Ranking, *, seed: int, purchase: Purchase | None = None) -> Answer:
@@ -78,6 +80,7 @@ def answer(study: Study, ranking: Ranking, *, seed: int, purchase: Purchase | No
         comparison=ranking.comparison,
         tables=tables,
         plans=ranking.chosen,
+        bought=purchase.chosen if purchase is not None else None,
     )
 
 
