@@ -136,7 +136,7 @@ def _by_group(scores: Mapping[str, Sequence[Pair]]) -> Iterator[str]:
 
 
 def _fitted(numbers: Mapping[str, Float[np.ndarray, "number"]], origin: str) -> Iterator[str]:
-    yield f"\n## What was fitted\n\nSeven numbers a framework, on `{origin}`, and by hand vLLM's share of memory.\n"
+    yield f"\n## What was fitted\n\nSeven numbers a framework, on `{origin}`.\n"
     yield f"| number | {' | '.join(numbers)} |\n|---|{'--:|' * len(numbers)}"
     for place, name in enumerate(NAMES):
         yield f"| `{name}` | {' | '.join(quantity(name, float(row[place])) for row in numbers.values())} |"
