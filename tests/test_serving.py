@@ -113,6 +113,15 @@ def test_preemption_does_work_twice_and_loses_nothing() -> None:
     assert min(machine.gaps[::2]) > 0
 
 
+def test_preemptions_and_hits_are_counted_over_measured_requests() -> None:
+    requests = asked(200, seed=2, concurrency=60)
+    run = served(requests, steps_of(1e-3), replace(LIMITS, blocks=290, largest=4640))
+    found = rates(run, {})
+    chosen = np.flatnonzero(run.measured)
+    assert found["preemptions"] == sum(run.book.preempted[request] for request in chosen) / len(chosen) > 0
+    assert found["prefix_hits"] == sum(run.book.cached[request] for request in chosen) / run.asked.prompt[chosen].sum()
+
+
 class Watched(Replica):
     """Looks at its cache at every event."""
 

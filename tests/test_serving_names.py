@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moesim.validate.serving import prediction
 from moesim.validate.serving.compare import compare, with_predictions
 from moesim.validate.serving.measured import LONGEST, Setup, read_table
 from moesim.validate.serving.names import FORMATS, NODES, backend_named, mode_named, model_named, releases, system_named
@@ -235,6 +236,17 @@ def test_frameworks_that_run_one_kernel_are_predicted_alike(tmp_path):
     found = csv.DictReader(io.StringIO(compare(table(tmp_path, rows)).text))
     vllm, sglang = (float(row["predicted_tpot_ms"]) for row in found)
     assert vllm == pytest.approx(sglang, rel=0.25)
+
+
+def test_a_row_that_moesim_itself_fails_at_is_lost_alone(tmp_path, monkeypatch):
+    rows = [{**ROW, "isl": "64", "osl": "32"}, {**ROW, "isl": "65", "osl": "32"}]
+    generate = prediction.generate
+    monkeypatch.setattr(prediction, "generate", lambda workload, seed: 1 / (workload.requests.input.mean - 0.9 * 64))
+    first, other = csv.DictReader(io.StringIO(compare(table(tmp_path, rows)).text))
+    assert "please report it: ZeroDivisionError" in first["reason"]
+    assert "please report it" in other["reason"]
+    monkeypatch.setattr(prediction, "generate", generate)
+    assert [row["reason"] for row in csv.DictReader(io.StringIO(compare(table(tmp_path, rows)).text))] == ["", ""]
 
 
 def test_models_without_experts_are_predicted_whatever_is_said_of_experts(tmp_path):

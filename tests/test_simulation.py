@@ -227,6 +227,17 @@ def test_a_cache_takes_no_more_than_its_room_however_many_wait_for_it() -> None:
     assert few.used.items == few.memory.items
 
 
+def test_hits_and_preemptions_are_those_of_the_measured_requests() -> None:
+    """As many prompt tokens as are certain to be found are, and none of a request's cache is taken where all fits."""
+    workload = serving(CLOSED)
+    certain = replace(workload, requests=replace(workload.requests, prefix_hits=0.25))
+    found = simulate(mixtral(certain), plan())
+    rows = found.tables["requests"].query("measured")
+    assert found.summary["prefix_hits"].mid == pytest.approx(rows["cached"].sum() / rows["input"].sum())
+    assert found.summary["prefix_hits"].mid == pytest.approx(0.25, abs=0.01)
+    assert found.summary["preemptions"].mid == 0
+
+
 def test_a_model_larger_than_its_gpus_does_not_fit() -> None:
     world = worlds.scenario(DEEPSEEK, workload=serving())
     result = simulate(world, plan(worlds.pool(Parallel(tp=4, ep=4), alltoall="reduce", batching=BATCH)))

@@ -66,6 +66,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             unit="J", less_is_better=True, meaning="power over requests served per second, cooling apart"
         ),
         "queue": Metric(unit="requests", less_is_better=True, meaning="mean number of requests that wait"),
+        "prefix_hits": Metric(unit="", less_is_better=False, meaning="share of prompts that was found in the cache"),
+        "preemptions": Metric(unit="", less_is_better=True, meaning="how often a request's cache was taken from it"),
         "step": Metric(
             unit="s", less_is_better=True, meaning="one pass through all stages; in training, from update to update"
         ),
@@ -93,7 +95,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 """Definitions follow the project's metric table; every output prints them beside its numbers."""
 
 SIMULATED = frozenset(
-    {"itl", "e2e", "goodput", "utilization", "availability", "queue", "power", "energy_per_token", "energy_per_request"}
+    {"itl", "e2e", "goodput", "utilization", "availability", "queue", "prefix_hits", "preemptions", "power"}
+    | {"energy_per_token", "energy_per_request"}
 )
 """Metrics that only a simulation gives."""
 

@@ -97,6 +97,8 @@ class Predictor:
             return _served(setup, scenario, ready, framework)
         except MoesimError as refusal:
             return Predicted(reason=str(refusal).replace("\n", "; "))
+        except Exception as flaw:  # whatever it is: one row is lost, not the file
+            return Predicted(reason=f"moesim itself fails at this row, please report it: {flaw!r}")
 
     def _kernels(self, setup: Setup) -> StepTable:
         """Tabulate the kernels of a layout's steps, for all lengths and loads."""

@@ -50,7 +50,10 @@ def known_model(name: str) -> str:
     """
     found = model_named(name)
     if not found:
-        raise _refused("model", f"no model of the zoo is called `{name}`", nearest(name, model_names()))
+        hint = nearest(name, model_names())
+        others = "`moesim models` lists them; or name the path of a config.json"
+        close = hint.startswith("did you mean")
+        raise _refused("model", f"no model of the zoo is called `{name}`", hint if close else others)
     return found
 
 

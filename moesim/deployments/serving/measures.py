@@ -157,7 +157,7 @@ def _statistics(name: str, values: Float[np.ndarray, "value"], weights: Float[np
 
 
 def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
-    """Goodput, throughput, what was asked for, utilization and queue over the window.
+    """Goodput, throughput, what was asked for, utilization and queue over the window; hits and preemptions by request.
 
     Parameters
     ----------
@@ -172,6 +172,7 @@ def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
     for name, limit in limits.items():
         values = getattr(served, name)
         good &= np.isnan(values) | (values <= limit)
+    chosen = served.measured
     admitted = served.arrived + served.wait
     taken = np.isfinite(admitted)  # refused requests do not wait
     waited = np.clip(admitted[taken], begins, closes) - np.clip(served.arrived[taken], begins, closes)
@@ -183,6 +184,8 @@ def rates(served: Served, limits: Mapping[str, Seconds]) -> dict[str, float]:
         "utilization": float(busy_shares(served).sum() / len(served.replicas)),
         "availability": serving_share(served),
         "queue": float(waited.sum() / length),
+        "prefix_hits": float(np.array(served.book.cached)[chosen].sum() / max(served.asked.prompt[chosen].sum(), 1)),
+        "preemptions": float(np.array(served.book.preempted)[chosen].sum() / max(chosen.sum(), 1)),
     }
 
 
