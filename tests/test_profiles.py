@@ -105,6 +105,7 @@ def test_a_node_is_plausible(name):
         ("nvidia/a800-80gb-sxm", 80e9, 2.039e12, 312e12),
         ("nvidia/h100-pcie", 80e9, 2e12, 756e12),
         ("nvidia/h800-sxm", 80e9, 3.35e12, 989e12),
+        ("nvidia/h20", 96e9, 4e12, 148e12),
         ("nvidia/gh200-144gb", 144e9, 4.9e12, 989e12),
         ("nvidia/b300", 270e9, 8e12, 2250e12),
         ("nvidia/gb300", 279e9, 8e12, 2500e12),

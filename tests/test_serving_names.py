@@ -126,6 +126,8 @@ def test_any_text_is_read_as_names(text):
     [
         ("h100", "h100_sxm"),
         ("NVIDIA H200", "h200_sxm"),
+        ("NVIDIA H20", "h20_sxm"),
+        ("h200", "h200_sxm"),
         ("B200-SXM", "b200_sxm"),
         ("gb200_nvl72", "gb200"),
         ("GB300", "gb300"),

@@ -32,6 +32,7 @@ NODES = {
     "h100_pcie": "pcie/h100-x8",
     "h100_sxm": "nvidia/hgx-h100",
     "h200_sxm": "nvidia/hgx-h200",
+    "h20_sxm": "nvidia/hgx-h20",
     "h800_sxm": "nvidia/hgx-h800",
     "l4": "pcie/l4-x8",
     "l40s": "pcie/l40s-x8",
