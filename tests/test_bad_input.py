@@ -187,8 +187,8 @@ def test_broken_json_is_refused_with_its_place(tmp_path):
 
 
 def test_unknown_names_outside_files_are_refused_with_the_nearest():
-    with pytest.raises(InputError, match="no node is called `nvidia/hgx-h20`; did you mean `nvidia/hgx-h200`"):
-        load_hardware("nvidia/hgx-h20")
+    with pytest.raises(InputError, match="no node is called `nvidia/hgx-h2000`; did you mean `nvidia/hgx-h200`"):
+        load_hardware("nvidia/hgx-h2000")
     with pytest.raises(InputError, match="no built-in model is called `Qwen/Qwen3-32`; did you mean `Qwen/Qwen3-32B`"):
         load_model("Qwen/Qwen3-32")
 

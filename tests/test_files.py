@@ -84,7 +84,7 @@ def test_a_preset_becomes_a_routing_for_the_models_experts(scenario):
 
 def test_every_number_can_be_traced(scenario):
     assert scenario.sources["hardware.offers.nvidia/hgx-h100.rent"].read == "2026-05-20"
-    assert scenario.sources["hardware.offers.nvidia/hgx-h200.node.device.memory"].kind == "published"
+    assert scenario.sources["hardware.offers.nvidia/hgx-h100.node.device.memory"].kind == "published"
     assert scenario.sources["hardware.offers.nvidia/hgx-h200.node.tiers.nvlink.latency"].kind == "assumed"
     assert scenario.sources["hardware.fabric.rail.bandwidth"].kind == "published"
     assert scenario.sources["frameworks.vllm.utilization"].kind == "published"

@@ -17,7 +17,7 @@ from moesim.world.model import active_parameters, parameters
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")  # main() reads sys.argv
 
 UNKNOWN = {
-    "model_type": "ernie4_5_moe",
+    "model_type": "soundwave_moe",
     "hidden_size": 2560,
     "num_hidden_layers": 28,
     "num_attention_heads": 20,
@@ -104,7 +104,7 @@ def test_an_unknown_architecture_gets_a_start_that_loads_once_it_is_filled_in(mo
     file.write_text(json.dumps(UNKNOWN))
     code, out = moesim("models", "show", str(file))
     assert code == 2
-    assert "`ernie4_5_moe` is an unknown architecture" in out
+    assert "`soundwave_moe` is an unknown architecture" in out
     assert f"`moesim models skeleton {file}` writes its layers in YAML for you to complete" in out
 
     code, out = moesim("models", "skeleton", str(file))

@@ -101,29 +101,29 @@ def test_a_node_is_plausible(name):
 @pytest.mark.parametrize(
     ("name", "memory", "bandwidth", "bf16"),
     [
-        ("nvidia/a100-40gb-pcie", 40e9, 1.555e12, 312e12),
-        ("nvidia/a800-80gb-sxm", 80e9, 2.039e12, 312e12),
-        ("nvidia/h100-pcie", 80e9, 2e12, 756e12),
-        ("nvidia/h800-sxm", 80e9, 3.35e12, 989e12),
-        ("nvidia/h20", 96e9, 4e12, 148e12),
-        ("nvidia/gh200-144gb", 144e9, 4.9e12, 989e12),
-        ("nvidia/b300", 270e9, 8e12, 2250e12),
-        ("nvidia/gb300", 279e9, 8e12, 2500e12),
+        ("nvidia/a100-40gb-pcie", 42.7e9, 1.555e12, 312e12),
+        ("nvidia/a800-80gb-sxm", 85.4e9, 2.039e12, 312e12),
+        ("nvidia/h100-pcie", 85e9, 2e12, 756e12),
+        ("nvidia/h800-sxm", 85e9, 3.35e12, 989e12),
+        ("nvidia/h20", 102e9, 4e12, 148e12),
+        ("nvidia/gh200-144gb", 153e9, 4.9e12, 989e12),
+        ("nvidia/b300", 287.2e9, 8e12, 2250e12),
+        ("nvidia/gb300", 296.8e9, 8e12, 2500e12),
         ("nvidia/l40s", 48e9, 864e9, 362e12),
         ("nvidia/l4", 24e9, 300e9, 121e12),
-        ("nvidia/rtx-pro-6000", 96e9, 1.792e12, 468e12),
+        ("nvidia/rtx-pro-6000", 102e9, 1.792e12, 468e12),
         ("amd/mi300x", 192e9, 5.3e12, 1307e12),
         ("amd/mi325x", 256e9, 6e12, 1307e12),
         ("amd/mi355x", 288e9, 8e12, 2517e12),
-        ("nvidia/a100-80gb-sxm", 80e9, 2.039e12, 312e12),
-        ("nvidia/h100-sxm", 80e9, 3.35e12, 989e12),
-        ("nvidia/h200-sxm", 141e9, 4.8e12, 989e12),
-        ("nvidia/b200", 180e9, 8e12, 2250e12),
-        ("nvidia/gb200", 186e9, 8e12, 2500e12),
+        ("nvidia/a100-80gb-sxm", 85.4e9, 2.039e12, 312e12),
+        ("nvidia/h100-sxm", 85e9, 3.35e12, 989e12),
+        ("nvidia/h200-sxm", 149.9e9, 4.8e12, 989e12),
+        ("nvidia/b200", 191.5e9, 8e12, 2250e12),
+        ("nvidia/gb200", 197.9e9, 8e12, 2500e12),
         ("nvidia/a30", 24e9, 933e9, 165e12),
     ],
 )
-def test_a_device_has_its_datasheet_numbers(name, memory, bandwidth, bf16):
+def test_a_device_has_the_memory_that_drivers_report_and_its_datasheets_rates(name, memory, bandwidth, bf16):
     device = load_profile("device", name).profile
     assert device.memory == pytest.approx(memory)
     assert device.bandwidth == pytest.approx(bandwidth)

@@ -234,7 +234,7 @@ def test_a_written_out_part_may_stand_beside_named_ones(again):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("memory: {value: 80 GB, from: published_1}", "memory: 80 GB", r"node\.device\.memory: 80 GB has no source"),
+        ("memory: {value: 85 GB, from: published_1}", "memory: 85 GB", r"node\.device\.memory: 85 GB has no source"),
         ("gpus: {value: 8, from: published", "gpus: {value: 8, from: nobody", r"0\.node\.gpus\.from: no source"),
         ("processors: {value: 132", "procesors: {value: 132", r"offers\.0\.node\.device\.procesors: unknown field"),
         ("ranks: {value: 256", "ranks: {value: 4096", r"hardware\.fabric\.tiers: `spine` reaches 2048 gpus"),

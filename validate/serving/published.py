@@ -35,7 +35,7 @@ set-up, what was published, and an expression over steps that are priced or runs
 Nothing was fitted to these numbers. *Medium* and *weak* checks are reported as they come out, misses as misses.
 
 Not among them: KAITO's DeepSeek-V4-Flash on two H100 (kaito-project/kaito issue 2305), whose lengths and load are not
-stated, and InferSim's runs of Qwen3-30B-A3B on H20, a device without a profile, whose cached lengths are not stated.
+stated, and InferSim's runs of Qwen3-30B-A3B on H20, whose cached lengths are not stated.
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 
 from moesim.files.frameworks import built_in_frameworks
@@ -22,16 +21,6 @@ from moesim.world.workload import Arrivals, Lengths, Requests, Serving
 from .measured import JITTER, Setup
 from .names import FORMATS, FRAMEWORKS, NODES, model_named
 from .runs import BUDGET, launch_of
-
-REPORTED = 1.063
-"""Bytes of memory that drivers report over those that datasheets print, whose GB are nearly GiB.
-
-CUDA reports 79.2 GiB on H100 (80 GB), 139.8 on H200 (141 GB), 178.4 on B200 (180 GB; pytorch/ao pull request 4002) and
-95.0 on RTX PRO 6000 (96 GB): 1.062 to 1.065 times as many. A share of memory is one of these.
-"""
-
-AS_PRINTED = ("l4", "l40s")
-"""Systems whose error correction takes what is more than printed."""
 
 CV = 0.25
 """Spread of expert popularity: what released models show on mixed text; not fitted here."""
@@ -99,8 +88,6 @@ def node_of(system: str) -> str:
 @cache
 def _hardware(system: str) -> Hardware:
     node: Node = load_profile("node", node_of(system)).profile
-    if system not in AS_PRINTED:
-        node = replace(node, device=replace(node.device, memory=REPORTED * node.device.memory))
     return Hardware(
         offers=(Offer(node=node, max_nodes=8),), fabric=load_profile("fabric", "infiniband/rail-400g").profile.tiers
     )
