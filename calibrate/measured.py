@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from moesim.ground.errors import MoesimError
+from moesim.ground.errors import Fault, InputError, MoesimError
 from moesim.schedules.costs.collectives import ROUNDS
 from moesim.world.hardware import Device, Fit, Node, Tier
 
@@ -105,11 +105,23 @@ def _of_cpu(sample: Sample) -> Sample:
     return replace(sample, operation="copy", kernel="host") if copied else sample
 
 
+def _check_machine(machine: Mapping[str, object], needed: Sequence[str]) -> None:
+    """Refuse a header that does not say how large its machine is."""
+    lacking = [name for name in needed if not isinstance(machine.get(name), (int, float))]
+    if lacking:
+        remedy = "take the first line of another file of this machine, or measure again"
+        faults = [Fault(path=f"machine.{name}", problem="is missing or no number", remedy=remedy) for name in lacking]
+        raise InputError("the first line of the raw file", faults)
+
+
 def bare_of(raw: Raw, samples: Sequence[Sample], ranks: int) -> Node:
     """Describe the machine without fits: sizes as it says them, peaks as the best points reached them."""
     machine = raw.header["machine"]
-    name = f"measured/{slug(str(raw.header['device']))}"
     cpu = "gpus" not in machine
+    _check_machine(
+        machine, ("memory", "cache", "cores") if cpu else ("memory", "cache", "gpu_memory", "multiprocessors")
+    )
+    name = f"measured/{slug(str(raw.header['device']))}"
     memory = float(machine["memory"])
     device = Device(
         name=name,

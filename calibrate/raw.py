@@ -11,7 +11,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -154,6 +154,10 @@ def read(path: Path) -> Raw:
     """
     header, lines = parsed(path)
     faults = [fault for number, line in enumerate(lines, 2) if (fault := _fault_of(number, line))]
+    if not isinstance(header["machine"], dict):
+        faults.insert(
+            0, Fault(path="line 1.machine", problem="is no machine", remedy="measure with `moesim calibrate`")
+        )
     if faults:
         raise InputError(str(path), faults[:FAULTS_SHOWN])
     points: dict[tuple[object, ...], list[Line]] = {}
@@ -206,7 +210,24 @@ def _fault_of(number: int, line: Any) -> Fault | None:
         return Fault(path=where, problem=f"lacks {', '.join(missing) or 'seconds'}", remedy=remedy)
     if "seconds" in line and not all_times(line["seconds"]):
         return Fault(path=f"{where}.seconds", problem="has a time that is not a positive number", remedy=remedy)
+    for name, problem in _misfits(line):
+        return Fault(path=f"{where}.{name}", problem=problem, remedy=remedy)
     return None
+
+
+def _misfits(line: Line) -> Iterator[tuple[str, str]]:
+    """Name the fields of a line that hold no such thing, and what they hold."""
+    for name in ("operation", "dtype", "kernel"):
+        if not isinstance(line[name], str):
+            yield name, f"{line[name]!r} is no text"
+    if not isinstance(line["ranks"], int) or line["ranks"] < 1:
+        yield "ranks", f"{line['ranks']!r} is no number of processes"
+    if not isinstance(line["inputs"], dict):
+        yield "inputs", f"{line['inputs']!r} are no sizes by name"
+        return
+    for name, size in line["inputs"].items():
+        if not isinstance(size, (int, float)) or not math.isfinite(size):
+            yield f"inputs.{name}", f"{size!r} is no number"
 
 
 def all_times(seconds: object) -> bool:

@@ -212,6 +212,32 @@ def test_a_truncated_line_and_a_foreign_file_are_refused(raw: Path, tmp_path: Pa
         read(torn)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('"operation": "gemm"', '"operation": ["gemm"]', r"line \d+\.operation: \['gemm'\] is no text"),
+        ('"ranks": 1', '"ranks": "one"', r"line \d+\.ranks: 'one' is no number of processes"),
+        ('"m": ', '"m": "many", "was": ', r"line \d+\.inputs\.m: 'many' is no number"),
+        ('"m": ', '"m": NaN, "was": ', r"line \d+\.inputs\.m: nan is no number"),
+    ],
+)
+def test_a_field_that_holds_no_such_thing_is_refused_by_its_line(
+    raw: Path, tmp_path: Path, before: str, after: str, said: str
+) -> None:
+    bad, text = tmp_path / "bad.jsonl", raw.read_text()
+    assert before in text
+    bad.write_text(text.replace(before, after, 1))
+    with pytest.raises(InputError, match=said):
+        read(bad)
+
+
+def test_a_header_without_the_size_of_its_machine_is_refused(raw: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(raw.read_text().replace('"memory": ', '"memories": ', 1))
+    with pytest.raises(InputError, match=r"machine\.memory: is missing or no number"):
+        profile_of(read(bad))
+
+
 def layers_of(node: Node, more: float, number: int = 6) -> list[Sample]:
     """Layers whose experts are exchanged, each as long as its parts and so much more."""
     bare = Sample(operation="moe_layer", dtype="bf16", kernel="exchanged", inputs={}, seconds=(), device="", ranks=2)
