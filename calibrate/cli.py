@@ -9,6 +9,8 @@ from typing import Literal
 
 from cyclopts import App
 
+from moesim.ground.errors import MoesimError
+
 from .settings import MODULE
 
 app = App(name="calibrate", help="Measure a machine, or read published measurements, and fit profiles to them.")
@@ -57,6 +59,8 @@ def measure(
         Time of the largest point, about: 50 ms on a CPU, 10 ms on a gpu if not given.
     """
     profile = out if out is not None else Path("machine.yaml")
+    if profile.is_dir():
+        raise MoesimError(f"--out: {profile} is a folder; name a file in it, as in --out {profile / 'machine.yaml'}")
     raw = profile.with_suffix(".jsonl")
     words = ["--out", str(raw), "--budget", budget, "--points", str(points)]
     given = {"--device": device, "--only": only, "--ranks": ranks, "--longest": longest}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from moesim.ground.errors import MoesimError
+from moesim.schedules.costs.rebuilding import STEPS
 from moesim.world.hardware import MEMORY_TIERS, Fit, Node, Tier
 
 from .cases import Cases
@@ -14,8 +15,11 @@ from .compiled import fit_compiling
 from .fastest import Fitted, by_key
 from .fit import Bench
 from .manners import best_fit
-from .own import PADDED, cases_of
+from .own import PADDED, cases_of, unplaced
 from .raw import Sample
+
+ELSEWHERE = (*STEPS, "interference", "moe_layer")
+"""Operations that no cost form prices: what compiling takes, slowdowns, and whole layers, to which sums are held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ def fit_samples(samples: Iterable[Sample], node: Node, *, title: str = "our samp
             left_out.append(str(fault))
     if not fitted:
         raise MoesimError(f"{title}: nothing could be fitted; {'; '.join(left_out) or 'it has no samples'}")
+    others = [name for name in unplaced(samples, link_of(node)) if name not in ELSEWHERE]
+    left_out += [f"{', '.join(others)}: no plan looks this up"] if others else []
     padded = {f"{one.cases.key}/{one.cases.kernel}": one.fit for one in fitted if one.cases.kernel in PADDED}
     fits = {**by_key(one for one in fitted if one.cases.kernel not in PADDED), **padded}
     return Outcome(fits=fits | compiling, left_out=tuple(left_out))

@@ -59,7 +59,7 @@ def dense(bench: Bench, speed: Speed) -> list[Operation]:
 def _dense_dtypes(bench: Bench) -> dict[str, int]:
     """Return the dtypes of dense products with their numbers of points; fp8 where the device has it."""
     if bench.device.type == "cpu":
-        return {"fp32": 64, "bf16": 64, "fp16": 12}
+        return {"fp32": 64, "bf16": 64, "fp16": 16}
     return {"bf16": 64, "fp32": 24, "fp16": 24} | ({"fp8": 64} if _has_fp8(bench) else {})
 
 

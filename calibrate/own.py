@@ -72,6 +72,14 @@ def placed(samples: Iterable[Sample], link: str) -> Mapping[Place, list[Sample]]
     return groups
 
 
+def unplaced(samples: Iterable[Sample], link: str) -> list[str]:
+    """Name the operations that no plan looks up, in order."""
+    known: dict[str, bool] = {}
+    for sample in samples:
+        known[sample.operation] = known.get(sample.operation, False) or place_of(sample, link) is not None
+    return sorted(operation for operation, placed in known.items() if not placed)
+
+
 def place_of(sample: Sample, link: str) -> Place | None:
     """Return where a plan looks a sample up; None where it does not."""
     operation, dtype, kernel = sample.operation, sample.dtype, sample.kernel

@@ -162,8 +162,8 @@ def read(path: Path) -> Raw:
         raise InputError(str(path), faults[:FAULTS_SHOWN])
     points: dict[tuple[object, ...], list[Line]] = {}
     for line in lines:
-        if "seconds" in line:
-            points.setdefault(key_of(line), []).append(line)
+        if "seconds" in line and line not in (visits := points.setdefault(key_of(line), [])):  # a copy is no visit
+            visits.append(line)
     return Raw(
         header=header,
         samples=tuple(_merged(visits, str(header["device"])) for visits in points.values()),
@@ -181,7 +181,9 @@ def parsed(path: Path) -> tuple[Line, list[Any]]:
     texts = whole.decode(errors="replace").split("\n")
     lines = [_json(text) for text in texts]
     if not (isinstance(lines[0], dict) and lines[0].get("format") == FORMAT and {"device", "machine"} <= set(lines[0])):
+        found = lines[0].get("format") if isinstance(lines[0], dict) else None
         problem = f"its first line is not the header of a raw file ({FORMAT})"
+        problem += f" but of `{found}`" if found not in (None, FORMAT) else ""
         raise InputError(str(path), [Fault(path="line 1", problem=problem, remedy="measure with `moesim calibrate`")])
     return lines[0], lines[1:]
 

@@ -89,7 +89,7 @@ def settings_of(words: Sequence[str] | None) -> Settings:
         budget=_seconds("--budget", given.budget),
         only=tuple(name for name in given.only.split(",") if name),
         ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
-        points=max(given.points, 1),
+        points=_points(given.points),
         longest=_seconds("--longest", given.longest) if given.longest else None,
     )
 
@@ -97,8 +97,14 @@ def settings_of(words: Sequence[str] | None) -> Settings:
 def _seconds(option: str, text: str) -> float:
     try:
         return parse(text, "s")
-    except MoesimError as fault:
-        raise MoesimError(f"{option}: {fault}") from None
+    except MoesimError:
+        raise MoesimError(f"{option}: `{text}` is no time; write a number with a unit, as in {option} 90s") from None
+
+
+def _points(number: int) -> int:
+    if number < 1:
+        raise MoesimError(f"--points: {number} is no number of points; name one or more, as in --points 64")
+    return number
 
 
 def _whole(number: str) -> int:

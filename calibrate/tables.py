@@ -94,9 +94,8 @@ def check_system(system: str) -> str:
         There are no tables of it.
     """
     if system not in DEVICES:
-        raise MoesimError(
-            f"--system: there are no tables of `{system}`; {nearest(system, DEVICES)} Others keep datasheet priors"
-        )
+        others = "devices without tables keep datasheet priors"
+        raise MoesimError(f"--system: there are no tables of `{system}`; {nearest(system, DEVICES)} ({others})")
     return DEVICES[system]
 
 
@@ -166,7 +165,7 @@ def read_table(
     """
     try:
         whole = pyarrow.parquet.read_table(path).to_pandas()
-    except (OSError, pyarrow.ArrowInvalid) as fault:
+    except (OSError, pyarrow.ArrowException) as fault:
         problem = f"is not a whole Parquet file ({str(fault).splitlines()[0]})"
         raise InputError(str(path), [Fault(path="", problem=problem, remedy="install the tables again")]) from None
     whole = whole.assign(**{name: value for name, value in absent.items() if name not in whole.columns})
@@ -186,6 +185,9 @@ def _faults(found: pd.DataFrame, columns: Sequence[str], times: Sequence[str], s
     if lacking:
         return
     for name in times:
+        if not pd.api.types.is_numeric_dtype(found[name]):
+            yield Fault(path=name, problem="holds no numbers", remedy="it is a table of another kind")
+            continue
         wrong = int((~(np.isfinite(found[name]) & (found[name] > 0))).sum())
         if wrong:
             yield Fault(path=name, problem=f"{wrong} rows have no positive time", remedy="remove those rows")

@@ -332,6 +332,15 @@ def test_fits_are_scored_on_points_they_have_not_seen_beside_the_repeat_spread(
     assert own_accuracy.page(found).count("\n") == 5
 
 
+def test_an_operation_that_no_plan_looks_up_is_told(raw: Path) -> None:
+    """A misspelt or foreign one among them."""
+    samples = read(raw).samples
+    node = load_profile("node", "generic/cpu").profile
+    foreign = replace(next(one for one in samples if one.operation == "gemm"), operation="gem")
+    told = [fit_samples(some, node).left_out for some in (samples, (*samples, foreign))]
+    assert [any("gem:" in why or "gem," in why for why in found) for found in told] == [False, True]
+
+
 def test_samples_of_nothing_are_refused() -> None:
     with pytest.raises(MoesimError, match="nothing could be fitted; it has no samples"):
         fit_samples([], load_profile("node", "generic/cpu").profile)

@@ -67,7 +67,7 @@ def test_visits_of_a_point_are_one_sample_that_knows_their_medians(path: Path) -
 
 def test_noise_is_how_far_identical_visits_lie_apart(path: Path) -> None:
     with Writer(path, HEADER) as writer:
-        for m, seconds in ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (1.0, 1.2), (2.0, 1 / 1.1), (3.0, 1.0)):
+        for m, seconds in ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (1.0, 1.2), (2.0, 1 / 1.1), (3.0, 1.0 + 1e-9)):
             writer.append(line(m, (seconds,)))
     raw = read(path)
     assert raw.noise() == pytest.approx(0.1)  # of 20%, 10% and 0%
@@ -111,7 +111,7 @@ def test_a_torn_last_line_is_left_out_on_reading(path: Path) -> None:
     [
         ("", "line 1: its first line is not the header of a raw file"),
         ("m,n,k\n1,2,3\n", "line 1: its first line is not the header of a raw file"),
-        ('{"format": "moesim raw 0", "device": "x"}\n', "not the header of a raw file (moesim raw 1)"),
+        ('{"format": "moesim raw 0", "device": "x"}\n', "header of a raw file (moesim raw 1) but of `moesim raw 0`"),
     ],
 )
 def test_a_foreign_file_is_refused(path: Path, text: str, said: str) -> None:
@@ -140,6 +140,13 @@ def test_every_bad_line_is_told_at_once(path: Path) -> None:
         "line 7.seconds",
         "line 8",
     ]
+
+
+def test_a_line_that_was_copied_is_no_second_visit(path: Path) -> None:
+    lines = [HEADER, line(), line(), line(seconds=(1.0, 2.5))]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    (sample,) = read(path).samples
+    assert len(sample.visits) == 2
 
 
 def test_a_file_of_another_machine_is_not_gone_on_with(path: Path) -> None:

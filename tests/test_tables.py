@@ -210,6 +210,11 @@ BROKEN = {
     "lacking": (lambda path: rewrite(path, n=None), "n: the table has no such column; it is a table of another kind"),
     "zero": (lambda path: rewrite(path, latency=0.0), "latency: 400 rows have no positive time; remove those rows"),
     "none": (lambda path: rewrite(path, latency=np.nan), "latency: 400 rows have no positive time"),
+    "text": (lambda path: rewrite(path, latency="fast"), "latency: holds no numbers; it is a table of another kind"),
+    "damaged": (
+        lambda path: path.write_bytes(path.read_bytes()[:200].ljust(path.stat().st_size - 8, b"x") + b"\1\0\0\0PAR1"),
+        "is not a whole Parquet file",
+    ),
     "other": (lambda path: rewrite(path, device="NVIDIA H200"), "device: measured on `NVIDIA H200`, not H100"),
     "near": (lambda path: rewrite(path, device="NVIDIA GH100"), "device: measured on `NVIDIA GH100`, not H100"),
 }
