@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,30 @@ from .tables import FRAMEWORKS
 
 DIGITS = 6
 """Significant digits in which sizes of one shape agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """Kernels that a framework runs too, though its own tables may not hold them.
+
+    Attributes
+    ----------
+    borrower, lender : frameworks
+    kernel : part of the name that the lender's tables give them
+    keys : operations and formats that the borrower runs them for
+    """
+
+    borrower: str
+    lender: str
+    kernel: str
+    keys: frozenset[str]
+
+
+LOANS = (
+    # FlashInfer's "trtllm" kernels are those of TensorRT-LLM's TRTLLM backend, which computes experts in these formats on
+    # Blackwell (TensorRT-LLM 1.3, moe_config.backend; InferenceX's launch scripts of DeepSeek-R1 on B200 ask for it).
+    Loan("tensorrt_llm", "sglang", "flashinfer_trtllm", frozenset({"grouped_gemm/fp8_block", "grouped_gemm/nvfp4"})),
+)
 
 
 def framework_of(cases: Cases) -> str:
@@ -33,6 +57,10 @@ def by_key(tables: Iterable[Cases]) -> Mapping[str, Mapping[str, list[Cases]]]:
     groups: dict[str, dict[str, list[Cases]]] = {}
     for cases in tables:
         groups.setdefault(cases.key, {}).setdefault(framework_of(cases), []).append(cases)
+    for loan in LOANS:
+        for key in loan.keys & groups.keys():
+            lent = [cases for cases in groups[key].get(loan.lender, ()) if loan.kernel in cases.kernel]
+            groups[key].get(loan.borrower, []).extend(lent)
     return {key: {name: ranked(ones) for name, ones in owners.items()} for key, owners in groups.items()}
 
 

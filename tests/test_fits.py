@@ -16,7 +16,7 @@ from moesim.calibrate.fit import Bench, fit_cases, predict
 from moesim.calibrate.fitting import fit_samples
 from moesim.calibrate.profile import write_profile
 from moesim.calibrate.raw import Sample
-from moesim.calibrate.routed import balanced, busiest, power_law
+from moesim.calibrate.routed import GROUPS, balanced, busiest, dealt, filled, in_groups, power_law
 from moesim.calibrate.spread import fit_with_spread, residuals, with_spread
 from worlds import uncalibrated
 
@@ -106,14 +106,39 @@ def test_points_are_split_in_three_without_overlap_and_the_same_each_time() -> N
     assert not set(cases.family[held.spread]) & set(cases.family[held.scored])
 
 
-@given(st.integers(1, 600), st.sampled_from([(8, 2), (64, 8), (256, 8)]), st.sampled_from([1.01, 1.2]))
-def test_spread_tokens_add_up(tokens: int, shape: tuple[int, int], alpha: float) -> None:
+@given(
+    st.integers(1, 600),
+    st.sampled_from([(8, 2), (64, 8), (256, 8)]),
+    st.sampled_from([1.01, 1.2]),
+    st.sampled_from([1, 4]),
+)
+def test_spread_tokens_add_up(tokens: int, shape: tuple[int, int], alpha: float, ep: int) -> None:
     experts, topk = shape
-    drawn = power_law(tokens, experts, topk, alpha, np.random.default_rng(tokens))
+    drawn = power_law(tokens, experts, topk, alpha, np.random.default_rng(tokens), ep=ep)
     for rows in (drawn, balanced(tokens, experts, topk)):
         assert rows.sum() == tokens * topk
         assert 0 <= rows.min() <= rows.max() <= tokens
     assert busiest(drawn, 4).sum() >= tokens * topk / 4
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 60))
+def test_rows_are_added_where_there_are_least(rows: list[int], number: int) -> None:
+    """As one at a time would: to the first of the emptiest, as long as one has room."""
+    slow = np.array(rows)
+    for _ in range(number):
+        if slow.min() < 9:
+            slow[slow.argmin()] += 1
+    assert sorted(filled(np.array(rows), number, 9)) == sorted(slow)
+
+
+@given(st.integers(1, 300), st.sampled_from([1.01, 1.2]))
+def test_a_router_that_keeps_groups_chooses_as_many_experts_from_fewer(tokens: int, alpha: float) -> None:
+    wanted = dealt(power_law(tokens, 256, 8, alpha, np.random.default_rng(tokens)), 8)
+    assert all(len(set(row)) == 8 for row in wanted.tolist())
+    one, most = in_groups(wanted[:1], 256, 4), in_groups(wanted, 256, 4)
+    assert len(set(np.flatnonzero(one) // (256 // GROUPS))) <= 4
+    assert most.sum() == 8 * tokens
+    assert most.max() <= tokens
 
 
 def test_the_fastest_kernel_is_the_default_and_the_others_keep_their_names() -> None:

@@ -22,7 +22,7 @@ from moesim.calibrate.published import (
     published,
     reductions,
 )
-from moesim.calibrate.ranking import quickest, ranked
+from moesim.calibrate.ranking import by_key, quickest, ranked
 from moesim.calibrate.tables import DEVICES, NODES, STAMPS, folder_of, read_table, tables_of
 from worlds import uncalibrated
 
@@ -144,6 +144,21 @@ def test_divided_experts_are_read_where_kernels_touch_their_own_rows_only(tmp_pa
     assert (everywhere.kernel, alone.kernel) == ("trtllm 1.0 cutlass", "vllm 1.0 cutlass")
     assert set(everywhere.inputs["ep"]) == {1.0, 2.0, 4.0, 8.0}
     assert set(alone.inputs["ep"]) == {1.0}
+
+
+@pytest.mark.parametrize(("even", "kept"), [(0.5, 4.0), (2.0, 1.0)])
+def test_experts_that_the_timed_layer_chose_itself_are_told_by_even_spreads(
+    tmp_path: Path, even: float, kept: float
+) -> None:
+    """Of DeepSeek-V3's sizes even tokens are quicker than skewed ones only if they reach fewer experts."""
+    tokens, width, spread = np.meshgrid(2 ** np.arange(13), 128 * np.arange(1, 11), ["balanced", "power_law_1.2"])
+    sizes = {"num_tokens": tokens.ravel(), "inter_size": width.ravel(), "distribution": spread.ravel()}
+    sizes |= {"hidden_size": 7168, "num_experts": 256, "topk": 8, "moe_tp_size": 1, "moe_ep_size": 1}
+    took = np.where(sizes["distribution"] == "balanced", even, 1.0)
+    how = {"kernel_source": "cutlass", "moe_dtype": "fp8_block", "latency": took}
+    write(tmp_path, "moe/vllm/moe", sizes | how)
+    (cases,) = mixtures(folder(tmp_path), "h100_sxm")
+    assert set(cases.inputs["kept"]) == {kept}
 
 
 def test_kernels_that_a_framework_does_not_run_are_not_read(tmp_path: Path) -> None:
@@ -268,6 +283,18 @@ def test_kernels_are_compared_where_both_were_timed() -> None:
     alone = kernel("c", 1e-9, range(100, 103))
     assert [one.kernel for one in ranked([alone, slow, quick])] == ["a", "b", "c"]
     assert [one.kernel for one in ranked([alone, kernel("d", 1.0, range(200, 210))])] == ["d", "c"]
+
+
+def test_kernels_that_a_framework_shares_are_ranked_among_its_own() -> None:
+    """Of fp8 blocks TensorRT-LLM's tables hold slower kernels than its own that FlashInfer brings to SGLang."""
+
+    def of(name: str, took: float, dtype: str) -> Cases:
+        return replace(kernel(name, took, range(1, 9)), operation="grouped_gemm", dtype=dtype)
+
+    shared, own = "sglang 0.5 sglang_flashinfer_trtllm_moe", "trtllm 1.3 deepgemm"
+    for dtype, names in (("fp8_block", [shared, own]), ("bf16", [own])):
+        owners = by_key([of(own, 2.0, dtype), of(shared, 1.0, dtype), of("sglang 0.5 triton", 0.5, dtype)])
+        assert [one.kernel for one in owners[f"grouped_gemm/{dtype}"]["tensorrt_llm"]] == names
 
 
 def test_a_quicker_kernel_of_the_same_framework_is_one_that_may_run() -> None:
