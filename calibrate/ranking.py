@@ -15,7 +15,7 @@ DIGITS = 6
 """Significant digits in which sizes of one shape agree."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loan:
     """Kernels that a framework runs too, though its own tables may not hold them.
 
@@ -33,9 +33,14 @@ class Loan:
 
 
 LOANS = (
-    # FlashInfer's "trtllm" kernels are those of TensorRT-LLM's TRTLLM backend, which computes experts in these formats on
-    # Blackwell (TensorRT-LLM 1.3, moe_config.backend; InferenceX's launch scripts of DeepSeek-R1 on B200 ask for it).
-    Loan("tensorrt_llm", "sglang", "flashinfer_trtllm", frozenset({"grouped_gemm/fp8_block", "grouped_gemm/nvfp4"})),
+    # FlashInfer's "trtllm" kernels are those of TensorRT-LLM's TRTLLM backend, which computes such experts on
+    # Blackwell (TensorRT-LLM 1.3, moe_config.backend; InferenceX's launch scripts of B200 ask for it).
+    Loan(
+        borrower="tensorrt_llm",
+        lender="sglang",
+        kernel="flashinfer_trtllm",
+        keys=frozenset({"grouped_gemm/fp8_block", "grouped_gemm/nvfp4", "grouped_gemm/mxfp4"}),
+    ),
 )
 
 
