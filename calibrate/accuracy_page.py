@@ -34,9 +34,9 @@ that are neither fitted nor scored.
 _MISSING = """
 ## What is behind the misses, as far as it is known
 
-- Experts of models never seen: rows spread evenly are predicted some 5 % too slow and skewed ones as much too fast, and
-  of experts divided over 64 gpus and more, passes over rows that are not theirs are missing. The best of three widths
-  of tiles would gain 0.2 (H100) to 1.1 (B200), for three times the work of every plan.
+- Experts of models never seen: divided over 16 gpus and more, they are predicted 5 to 20 % too fast from some 100
+  tokens on (6 to 25 us): passes over rows that are not theirs are missing. How their rows were spread is known but for
+  the draw, which a mean of four stands for.
 - Latent decode on B200 rises and falls by 20 to 40 % between neighboring contexts.
 - Sums over a layer on the kept system are a little overconfident.
 - NCCL: tables hold isolated times of 16 to 18 us between neighbors of 7 us, scored like all others: 4 of 129 rows of

@@ -6,6 +6,7 @@ What is done about the defects that the tables are known to have:
 * Rows that appear twice are merged (`tables.read_table`); of several versions of a framework the newest counts.
 * Products in blocks of fp8 that vLLM times with its host (floors of 50 us and more) are left out by `FLOORS`.
 * Experts that vLLM and SGLang divided over gpus are left out, see `ONLY_LOCAL`.
+* Where the layer that was timed routed DeepSeek-V3's tokens itself, rows reach fewer experts than they say: `_limited`.
 * Attention of more than 32 query heads to a key-value head, where one kernel falls back to a slow one, is left out.
 * DeepEP's tables of H200 for version 0.5.6 are a copy of those of H100 and are not read.
 * Tables of all-to-alls by vLLM and TensorRT-LLM (`moe_a2a`) start at 47 to 71 us for one token, where SGLang's of the
