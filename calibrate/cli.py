@@ -104,7 +104,9 @@ def fit(raw: Path, *, out: Path | None = None, ranks: int | None = None) -> None
     ranks
         How many ranks share the machine; as many as were measured side by side if not given.
     """
-    _write(raw, out if out is not None else raw.with_name(f"{raw.name.partition('.')[0]}.yaml"), ranks)
+    if ranks is not None and ranks < 1:
+        raise MoesimError(f"--ranks: {ranks} is no number of ranks; name one or more")
+    _write(raw, out if out is not None else raw.parent / f"{raw.name.partition('.')[0]}.yaml", ranks)
 
 
 def _write(raw: Path, profile: Path, ranks: int | None) -> None:

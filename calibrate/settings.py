@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,9 +97,12 @@ def settings_of(words: Sequence[str] | None) -> Settings:
 
 def _seconds(option: str, text: str) -> float:
     try:
-        return parse(text, "s")
+        seconds = parse(text, "s")
     except MoesimError:
-        raise MoesimError(f"{option}: `{text}` is no time; write a number with a unit, as in {option} 90s") from None
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise MoesimError(f"{option}: `{text}` is no time; write a positive number with a unit, as in {option} 90s")
+    return seconds
 
 
 def _points(number: int) -> int:

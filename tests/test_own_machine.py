@@ -202,6 +202,25 @@ def test_a_machine_that_was_measured_in_part_is_refused_with_what_to_measure(
         profile_of(read(part))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fit", "RAW", "--ranks", "0"], "--ranks: 0 is no number of ranks"),
+        (["fit", "."], "Is a directory; name a file of raw samples"),
+        (["--out", "FOLDER"], "is a folder; name a file in it"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_is_done(
+    raw: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    places = {"RAW": str(raw), "FOLDER": str(folder)}
+    with pytest.raises(MoesimError, match=said):
+        app(["calibrate", *(places.get(word, word) for word in words)], result_action="return_value")
+    assert list(folder.iterdir()) == []
+
+
 def test_a_truncated_line_and_a_foreign_file_are_refused(raw: Path, tmp_path: Path) -> None:
     torn = tmp_path / "torn.jsonl"
     torn.write_text(raw.read_text().replace('"seconds": [', '"seconds": [0.0, ', 1))

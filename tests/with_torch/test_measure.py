@@ -281,7 +281,10 @@ def test_a_rank_that_dies_is_told_and_no_process_stays(tmp_path: Path, monkeypat
     ("words", "said"),
     [
         (["--only", "gem"], "--only: `gem` is neither a group nor an operation; did you mean `gemm`?"),
-        (["--budget", "5"], "--budget: '5' has no unit"),
+        (["--budget", "5"], "--budget: `5` is no time; write a positive number with a unit, as in --budget 90s"),
+        (["--budget", "0 s"], "--budget: `0 s` is no time"),
+        (["--longest", "soon"], "--longest: `soon` is no time"),
+        (["--points", "0"], "--points: 0 is no number of points; name one or more"),
         (["--ranks", "one"], "--ranks: `one` is not a number of processes"),
         (["--out", "/dev/null/raw.jsonl"], "name another file with --out"),
     ],
