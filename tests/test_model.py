@@ -2,10 +2,27 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from moesim.files.yaml import load_model
-from moesim.world.attention import Cross, Gqa, Linear, Mla, Unmodelled, Window, kv_bytes, kv_tokens, state_bytes
+from moesim.world.attention import (
+    Compressed,
+    Cross,
+    Gqa,
+    Indexer,
+    Linear,
+    Mla,
+    Unmodelled,
+    Window,
+    attention_parameters,
+    copied_parameters,
+    kv_bytes,
+    kv_share,
+    kv_tokens,
+    state_bytes,
+    state_share,
+)
 from moesim.world.formats import bytes_of
 from moesim.world.model import active_parameters, embedding_parameters, expert_parameters, parameters
 
@@ -113,6 +130,45 @@ def test_a_window_stops_growing_and_linear_attention_keeps_a_state():
     linear = Linear(key_heads=16, value_heads=64, key_dim=128, value_dim=128, conv=4)
     assert state_bytes(linear) == 64 * 128 * 128 * 4 + (2 * 16 * 128 + 64 * 128) * 3 * 2
     assert state_bytes(window) == 0
+
+
+V4 = Compressed(
+    heads=128,
+    head_dim=512,
+    q_lora=1536,
+    o_lora=1024,
+    o_groups=16,
+    window=128,
+    ratio=4,
+    streams=2,
+    indexer=Indexer(heads=64, dim=128, topk=1024),
+)
+"""The layers of DeepSeek-V4-Pro in which an indexer picks."""
+
+
+def test_compressed_attention_is_counted_by_hand():
+    query, key = 7168 * 1536 + 1536 * 128 * 512, 7168 * 512
+    out = 128 * 512 * 1024 + 16 * 1024 * 7168
+    compressors = 7168 * 2 * 2 * (512 + 128)
+    indexer = 1536 * 64 * 128 + 7168 * 64
+    assert attention_parameters(V4, 7168) == query + key + out + compressors + indexer
+    assert copied_parameters(V4, 7168) == 7168 * 1536 + key + compressors + indexer
+
+
+def test_compressed_attention_keeps_a_fourth_of_its_keys_and_a_window():
+    assert kv_bytes(V4, "bf16") == 2 * (512 + 128) / 4
+    assert state_bytes(V4) == 128 * 512 * 2 + 2 * 4 * 2 * 2 * (512 + 128) * 4
+    assert list(state_share(V4, np.array([1.0, 8.0]))) == [1.0, 1.0]
+    assert V4.reads(100.0) == 100.0 + 25.0
+    assert V4.reads(100_000.0) == 128.0 + 1024.0
+
+
+def test_an_index_key_beside_grouped_queries_is_on_every_rank():
+    sparse = Gqa(
+        heads=64, kv_heads=4, head_dim=128, value_dim=128, indexer=Indexer(heads=4, dim=128, topk=2048, block=128)
+    )
+    ranks = np.array([1.0, 2.0, 8.0])
+    assert list(kv_share(sparse, ranks) * kv_bytes(sparse, "fp8")) == [1024 + 128, 512 + 128, 256 + 128]
 
 
 def test_kv_of_an_unmodelled_attention_is_refused_by_name():

@@ -11,6 +11,7 @@ import yaml
 from moesim.cli import main
 from moesim.files.models import load, model_names
 from moesim.passes.anatomy import cache_per_rank, core_work, experts, kinds, token_work
+from moesim.views.models import attention_in_words
 from moesim.world.attention import Cross, Gqa, Indexer, Linear, Mla, Unmodelled, Window
 from moesim.world.model import active_parameters, parameters
 
@@ -81,12 +82,43 @@ def test_a_model_is_shown_as_a_reader_wants_it(moesim):
         assert expected in out
 
 
-def test_what_is_not_modelled_is_said(moesim):
-    _, out = moesim("models", "show", "MiniMaxAI/MiniMax-M3")
-    assert "blocks chosen by an index" in out
-    assert "(sparse_attention_config)" in out
+ODD = """
+name: odd
+vocab: 1000
+embedding_dim: 64
+mtp: 0
+others: 0
+tied: false
+dtype_of: {experts: bf16, dense: bf16, attention: bf16, embedding: bf16, kv: bf16}
+layers:
+  - dim: 64
+    part: decoder
+    tokens: 1.0
+    attention: {kind: unmodelled, name: hyena, heads: 4, parameters: 1000}
+    ffn: {kind: dense, width: 64}
+"""
+
+
+def test_what_is_not_modelled_is_said(moesim, tmp_path):
+    (tmp_path / "odd.yaml").write_text(ODD)
+    _, out = moesim("models", "show", str(tmp_path / "odd.yaml"))
+    assert "hyena" in out
     assert "work         not modelled\n" in out
+
+
+def test_a_figure_that_is_unclear_is_said(moesim):
+    _, out = moesim("models", "show", "MiniMaxAI/MiniMax-M3")
     assert "unclear      the card gives both with a tilde" in out
+
+
+def test_sparse_and_compressed_attention_are_told_by_what_they_read():
+    words = {attention_in_words(layer.attention) for layer in load("deepseek-ai/DeepSeek-V4-Flash").layers}
+    assert words == {
+        "window of 128, 64 heads of 512",
+        "window of 128 and compressed 4:1, 512 picked, 64 heads of 512",
+        "window of 128 and compressed 128:1, 64 heads of 512",
+    }
+    assert attention_in_words(load("MiniMaxAI/MiniMax-M3").layers[3].attention).endswith(", 2048 picked")
 
 
 def test_an_unknown_name_is_refused_in_one_line(moesim):

@@ -18,7 +18,7 @@ from moesim.files.yaml import dump_scenario, dump_study, load_hardware, load_sce
 from moesim.ground.errors import InputError
 from moesim.ground.units import Source
 from moesim.plans.plan import Policy, Space
-from moesim.world.attention import Gqa, Indexer, Linear, Mla, Unmodelled, Window
+from moesim.world.attention import Compressed, Gqa, Indexer, Linear, Mla, Unmodelled, Window
 from moesim.world.generators import Balanced, Skewed, skewed
 from moesim.world.hardware import Fit, Hardware
 from moesim.world.model import Dense, Layer, Model, Moe
@@ -145,6 +145,18 @@ ATTENTIONS = st.one_of(
     st.builds(Window, heads=MANY, kv_heads=FEW, head_dim=COUNTS, value_dim=COUNTS, window=COUNTS, chunked=FLAGS),
     st.builds(
         Mla, heads=COUNTS, q_lora=COUNTS, kv_lora=COUNTS, rope=COUNTS, nope=COUNTS, value_dim=COUNTS, indexer=INDEXERS
+    ),
+    st.builds(
+        Compressed,
+        heads=MANY,
+        head_dim=COUNTS,
+        q_lora=COUNTS,
+        o_lora=COUNTS,
+        o_groups=FEW,
+        window=COUNTS,
+        ratio=COUNTS,
+        streams=COUNTS,
+        indexer=INDEXERS,
     ),
     st.builds(Linear, key_heads=FEW, value_heads=MANY, key_dim=COUNTS, value_dim=COUNTS, conv=COUNTS, delta=FLAGS),
     st.builds(Unmodelled, name=st.text("abc", min_size=1), heads=COUNTS, parameters=COUNTS),

@@ -9,7 +9,7 @@ from typing import Any
 from moesim.files.checked import Readers, check, gather, refuse, shown
 from moesim.files.trees import Tree
 from moesim.ground.errors import ModelError, nearest
-from moesim.world.attention import Attention, Cross, Gqa, Indexer, Linear, Mla, Unmodelled, Window
+from moesim.world.attention import Attention, Compressed, Cross, Gqa, Indexer, Linear, Mla, Unmodelled, Window
 from moesim.world.formats import BITS, TENSORS
 from moesim.world.model import Dense, Layer, Model, Moe
 
@@ -18,6 +18,7 @@ KINDS: Mapping[str, Mapping[str, type]] = {
         "gqa": Gqa,
         "window": Window,
         "mla": Mla,
+        "compressed": Compressed,
         "linear": Linear,
         "cross": Cross,
         "unmodelled": Unmodelled,
@@ -101,6 +102,15 @@ def _grouped_faults(part: Gqa | Window | Cross) -> Iterator[tuple[str, str, str]
         yield "kv_heads", f"{part.kv_heads} does not divide {part.heads} heads", "choose a divisor"
 
 
+def _compressed_faults(part: Compressed) -> Iterator[tuple[str, str, str]]:
+    zeros = list(_zero_faults(part))
+    yield from zeros
+    if not zeros and part.heads % part.o_groups:
+        yield "o_groups", f"{part.o_groups} does not divide {part.heads} heads", "choose a divisor"
+    if part.indexer and not part.ratio:
+        yield "indexer", "picks among compressed keys, and `ratio` is 0", "give a ratio, or no indexer"
+
+
 def _linear_faults(part: Linear) -> Iterator[tuple[str, str, str]]:
     zeros = list(_zero_faults(part))
     yield from zeros
@@ -135,7 +145,7 @@ def _model_faults(model: Model) -> Iterator[tuple[str, str, str]]:
             yield f"dtype_of.{tensor}", f"`{dtype}` is unknown", nearest(dtype, BITS)
 
 
-MAY_BE_ZERO = ("q_lora", "rope", "decay_rank", "shared_width")
+MAY_BE_ZERO = ("q_lora", "rope", "decay_rank", "shared_width", "ratio")
 """Widths whose zero means "none"."""
 
 RULES: Mapping[type, Callable[[Any], Iterator[tuple[str, str, str]]]] = {
@@ -143,6 +153,7 @@ RULES: Mapping[type, Callable[[Any], Iterator[tuple[str, str, str]]]] = {
     Window: _grouped_faults,
     Cross: _grouped_faults,
     Mla: _zero_faults,
+    Compressed: _compressed_faults,
     Indexer: _zero_faults,
     Linear: _linear_faults,
     Dense: _zero_faults,

@@ -10,7 +10,20 @@ import numpy as np
 from moesim.ground.units import Bytes
 from moesim.schedules.costs.attention import needs_of
 from moesim.schedules.ops import Attend
-from moesim.world.attention import Attention, Cross, Gqa, Mla, Unmodelled, kv_bytes, kv_share, kv_tokens, state_bytes
+from moesim.world.attention import (
+    Attention,
+    Compressed,
+    Cross,
+    Gqa,
+    Indexer,
+    Mla,
+    Unmodelled,
+    kv_bytes,
+    kv_share,
+    kv_tokens,
+    state_bytes,
+    state_share,
+)
 from moesim.world.formats import BITS
 from moesim.world.model import Layer, Model, embedding_parameters, expert_bytes, expert_parameters, layer_parameters
 
@@ -80,11 +93,17 @@ def core_work(attention: Attention | None, context: float) -> float:
             return 0.0
         case Cross():  # half of a context is the prompt, half the answer
             return 2.0 * _scored(attention, context / 2.0)
-        case Mla(indexer=scorer) if scorer is not None:
-            scores = Gqa(heads=scorer.heads, kv_heads=1, head_dim=scorer.dim, value_dim=0)
-            return _scored(scores, context) + _scored(attention, min(context, scorer.topk))
+        case Gqa(indexer=scorer) | Mla(indexer=scorer) if scorer is not None:
+            return _indexed(scorer, context) + _scored(attention, min(context, scorer.topk))
+        case Compressed(indexer=scorer):
+            scores = _indexed(scorer, context / attention.ratio) if scorer else 0.0
+            return scores + _scored(attention, attention.reads(context))
         case _:
             return _scored(attention, kv_tokens(attention, context))
+
+
+def _indexed(scorer: Indexer, keys: float) -> float:
+    return _scored(Gqa(heads=scorer.heads, kv_heads=1, head_dim=scorer.dim, value_dim=0), keys)
 
 
 def _scored(attention: Attention, seen: float) -> float:
@@ -125,7 +144,9 @@ def cache_per_rank(found: Sequence[Kind], tp: int) -> tuple[Bytes | None, Bytes]
         else kind.cached * float(kv_share(kind.layer.attention, share)[0]) * len(kind.numbers)
         for kind in decoded(found)
     ]
-    states = sum(kind.state * len(kind.numbers) for kind in decoded(found)) / tp
+    states = sum(
+        kind.state * float(state_share(kind.layer.attention, share)[0]) * len(kind.numbers) for kind in decoded(found)
+    )
     return None if None in caches else sum(cache for cache in caches if cache is not None), states
 
 

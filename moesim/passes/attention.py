@@ -15,6 +15,7 @@ from moesim.plans.layout import NO_LIMIT
 from moesim.schedules.ops import Attend, Elementwise, Gemm, Reduce
 from moesim.world.attention import (
     Attention,
+    Compressed,
     Cross,
     Gqa,
     Indexer,
@@ -110,15 +111,17 @@ def add_attention(chain: Chain, layer: Layer, cols: Columns, done: Work, tiers: 
         _gather_cache(chain, kind, cols, done, tiers, cache)
     seen = replace(done, context=done.context / 2.0) if isinstance(kind, Cross) else done
     for phase in done.phases:
-        if isinstance(kind, Mla) and kind.indexer is not None:
+        if isinstance(kind, Compressed):
+            _add_compressed(chain, kind, cols, seen, phase, cache)
+        elif isinstance(kind, Gqa | Mla) and kind.indexer is not None:
             _add_sparse(chain, kind, kind.indexer, cols, seen, phase, cache)
         else:
             chain.add("attention", _core(kind, cols, seen, phase, cache))
     if np.any(cols.cp > 1) and "decode" in done.phases:
         partial = done.decoded * (kind.heads / cols.tp) * _value_dim(kind) * ACTIVATION
         chain.add("attention", _meet(partial, "all_reduce", cols.cp, tiers["cp"]), stream="comm", group="cp")
-    out = column([1.0]) * kind.heads / cols.tp * _value_dim(kind)
-    chain.add("attention", Gemm(m=done.tokens, n=column([layer.dim]), k=out, dtype=weights))
+    for inner, outer in _outputs(kind, layer.dim, cols):
+        chain.add("attention", Gemm(m=done.tokens, n=outer, k=inner, dtype=weights))
     if isinstance(kind, Cross):
         _add_cross(chain, kind, layer, cols, done, weights, cache)
 
@@ -130,6 +133,8 @@ def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes,
     match kind:
         case Mla():
             return _latent_projections(kind, width, heads)
+        case Compressed():
+            return _compressed_projections(kind, width, heads)
         case Linear():
             mixed = (kind.mixed + kind.controls) / cols.tp + heads * kind.value_dim
             decay = column([kind.decay_rank])
@@ -141,7 +146,30 @@ def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes,
             gate = 0 if isinstance(kind, Cross) or not kind.gated else kind.value_dim
             values = 0 if isinstance(kind, Gqa) and kind.tied_values else kind.value_dim
             cached = kv_heads_held(kind.kv_heads, cols.tp) * (kind.head_dim + values)
-            return ((width, heads * (kind.head_dim + gate) + cached),)
+            index = _index_outputs(kind.indexer) if isinstance(kind, Gqa) and kind.indexer else 0
+            return ((width, heads * (kind.head_dim + gate) + cached + index),)
+
+
+def _index_outputs(indexer: Indexer) -> int:
+    """Width of index queries and the index key, which all ranks make where no latent precedes them."""
+    return (indexer.heads + 1) * indexer.dim
+
+
+def _outputs(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes, Sizes], ...]:
+    """List (inner, outer) widths of the products behind the core, per rank; by groups of heads where it has a rank."""
+    heads = column([1.0]) * kind.heads / cols.tp
+    if isinstance(kind, Compressed):
+        middle = kind.o_groups * kind.o_lora / cols.tp
+        return (column([kind.heads * kind.head_dim / kind.o_groups]), middle), (middle, column([dim]))
+    return ((heads * _value_dim(kind), column([dim])),)
+
+
+def _compressed_projections(kind: Compressed, width: Sizes, heads: Sizes) -> tuple[tuple[Sizes, Sizes], ...]:
+    """List the products before compressed attention; only queries are divided over ranks."""
+    scorer, inner = kind.indexer, column([kind.q_lora])
+    down = kind.q_lora + kind.head_dim + kind.compressors + (scorer.heads if scorer else 0)
+    products = ((width, column([down])), (inner, heads * kind.head_dim))
+    return (*products, (inner, column([scorer.heads * scorer.dim]))) if scorer else products
 
 
 def _latent_projections(kind: Mla, width: Sizes, heads: Sizes) -> tuple[tuple[Sizes, Sizes], ...]:
@@ -170,7 +198,7 @@ def unmodelled(kind: Unmodelled) -> ModelError:
 
 def _value_dim(kind: Attention) -> int:
     assert not isinstance(kind, Unmodelled)
-    return kind.value_dim
+    return kind.head_dim if isinstance(kind, Compressed) else kind.value_dim
 
 
 def _core(kind: Attention, cols: Columns, done: Work, phase: str, cache: str) -> Attend:
@@ -201,22 +229,49 @@ def _core(kind: Attention, cols: Columns, done: Work, phase: str, cache: str) ->
     )
 
 
-def _add_sparse(chain: Chain, kind: Mla, indexer: Indexer, cols: Columns, done: Work, phase: str, cache: str) -> None:
+def _add_sparse(
+    chain: Chain, kind: Gqa | Mla, indexer: Indexer, cols: Columns, done: Work, phase: str, cache: str
+) -> None:
     """Append sparse attention: score every cached token, keep the best, attend to those.
 
     Scoring is attention without values, by heads that every rank has; the scores (fp32) are written once and read once.
     Each token then reads latents of its own, so that a prompt's tokens are so many decoding ones, with the latent
-    absorbed (DeepSeek-V3.2 report, sections 2.1 and 2.2).
+    absorbed (DeepSeek-V3.2 report, sections 2.1 and 2.2). Where blocks are picked beside grouped queries, a prompt's
+    kernel does the work of the picked pairs and reads each key once.
     """
     whole = _core(kind, cols, done, phase, cache)
-    scorer = Gqa(heads=indexer.heads, kv_heads=1, head_dim=indexer.dim, value_dim=0)
-    chain.add("attention", replace(whole, kind=scorer, heads=column([float(indexer.heads)])))
-    chain.add("attention", Elementwise(traffic=whole.pairs * (2.0 * SCORE)))
+    _add_scores(chain, indexer, whole)
     here = (
         indexer.topk / cols.cp if phase == "decode" else float(indexer.topk)
     )  # a decoding sequence's cache is sharded
     picked = np.minimum(whole.pairs, whole.tokens * here)
+    if isinstance(kind, Gqa) and phase == "prefill":
+        chain.add("attention", replace(whole, pairs=picked, keys=np.minimum(whole.keys, picked)))
+        return
     chain.add("attention", replace(whole, phase="decode", prompts=whole.tokens, pairs=picked, keys=picked))
+
+
+def _add_scores(chain: Chain, indexer: Indexer, whole: Attend) -> None:
+    """Append the scoring of every key that `whole` sees."""
+    scorer = Gqa(heads=indexer.heads, kv_heads=1, head_dim=indexer.dim, value_dim=0)
+    chain.add("attention", replace(whole, kind=scorer, heads=column([float(indexer.heads)])))
+    chain.add("attention", Elementwise(traffic=whole.pairs * (2.0 * SCORE / indexer.block)))
+
+
+def _add_compressed(chain: Chain, kind: Compressed, cols: Columns, done: Work, phase: str, cache: str) -> None:
+    """Append attention to a window and to compressed keys, all or those an indexer picks.
+
+    Each token reads keys of its own, as in sparse latent attention: a prompt's tokens are so many decoding ones.
+    """
+    whole = _core(kind.core, cols, done, phase, cache)
+    read = np.minimum(whole.pairs, whole.tokens * float(kind.window))
+    if kind.ratio:
+        blocks = whole.pairs / kind.ratio
+        if kind.indexer is not None:
+            _add_scores(chain, kind.indexer, replace(whole, pairs=blocks, keys=whole.keys / kind.ratio))
+            blocks = np.minimum(blocks, whole.tokens * float(kind.indexer.topk))
+        read = read + blocks
+    chain.add("attention", replace(whole, phase="decode", prompts=whole.tokens, pairs=read, keys=read))
 
 
 def _gather_cache(

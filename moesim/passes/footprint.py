@@ -25,6 +25,7 @@ from moesim.world.attention import (
     kv_share,
     kv_tokens,
     state_bytes,
+    state_share,
 )
 from moesim.world.formats import bytes_of
 from moesim.world.framework import Framework
@@ -206,7 +207,9 @@ def cache_bytes(layers: Sequence[Layer], dtype: str, context: Column, tp: Column
         if isinstance(kind, Unmodelled):
             raise unmodelled(kind)
         kept = np.minimum(context, kv_tokens(kind, float("inf"))) / cp * layer.tokens
-        total = total + times * (kept * kv_bytes(kind, dtype) * kv_share(kind, tp) + state_bytes(kind) / tp)
+        total = total + times * (
+            kept * kv_bytes(kind, dtype) * kv_share(kind, tp) + state_bytes(kind) * state_share(kind, tp)
+        )
     return total
 
 

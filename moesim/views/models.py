@@ -12,7 +12,7 @@ from rich.table import Table
 from moesim.ground.units import Source, show
 from moesim.passes.anatomy import Kind, cache_per_rank, experts, kinds, token_work
 from moesim.views.tables import console
-from moesim.world.attention import Attention, Gqa, Linear, Mla, Unmodelled, Window
+from moesim.world.attention import Attention, Compressed, Gqa, Linear, Mla, Unmodelled, Window
 from moesim.world.model import Dense, Model, Moe, active_parameters, parameters
 
 DEGREES = (1, 2, 4, 8, 16)
@@ -183,6 +183,10 @@ def attention_in_words(kind: Attention | None) -> str:
         case Mla(indexer=scorer):
             picked = f", {scorer.topk} picked" if scorer else ""
             return f"latent {kind.kv_lora} + {kind.rope}, {kind.heads} heads{picked}"
+        case Compressed(indexer=scorer):
+            picked = f", {scorer.topk} picked" if scorer else ""
+            kept = f" and compressed {kind.ratio}:1{picked}" if kind.ratio else ""
+            return f"window of {kind.window}{kept}, {kind.heads} heads of {kind.head_dim}"
         case Linear():
             rule = "delta rule" if kind.delta else "Mamba-2"
             return f"linear ({rule}), {kind.value_heads} heads of {kind.key_dim} x {kind.value_dim}"
@@ -190,8 +194,8 @@ def attention_in_words(kind: Attention | None) -> str:
             return kind.name
         case Window():
             return f"{'chunk' if kind.chunked else 'window'} of {kind.window}, {_heads(kind)}"
-        case Gqa():
-            return _heads(kind)
+        case Gqa(indexer=scorer):
+            return _heads(kind) + (f", {scorer.topk} picked" if scorer else "")
         case _:
             return f"self and cross, {_heads(kind)}"
 

@@ -15,13 +15,27 @@ from moesim.world.formats import bytes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Indexer:
+    """A light scorer of all cached tokens, of which attention then reads the `topk` best, by blocks of `block`.
+
+    DeepSeek sparse attention, DeepSeek-V3.2 report, section 2.1: `heads` query heads of width `dim`, one key a token,
+    which is cached beside the latent. MiniMax-M3 does it beside grouped queries and picks blocks by their best score.
+    """
+
+    heads: int
+    dim: int
+    topk: int
+    block: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gqa:
     """Grouped-query attention (multi-head where `kv_heads` = `heads`).
 
     `gated`: its output is multiplied by a gate as wide as the heads. `tied_values`: values are made of the keys'
     projection, so that there is one matrix less; both are still cached, as norm and rotation make them differ.
     `joint_norm`: queries and keys are each normalized over all heads together, so that a tensor-parallel group adds up
-    two sums of squares for each token.
+    two sums of squares for each token. With an `indexer` it is sparse (MiniMax-M3).
     """
 
     heads: int
@@ -31,6 +45,7 @@ class Gqa:
     gated: bool = False
     tied_values: bool = False
     joint_norm: bool = False
+    indexer: Indexer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,19 +65,6 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Indexer:
-    """A light scorer of all cached tokens, of which attention then reads the `topk` best.
-
-    DeepSeek sparse attention, DeepSeek-V3.2 report, section 2.1: `heads` query heads of width `dim`, one key a token,
-    which is cached beside the latent.
-    """
-
-    heads: int
-    dim: int
-    topk: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Mla:
     """Multi-head latent attention: one shared latent of `kv_lora` + `rope` per token is all that is cached.
 
@@ -78,6 +80,44 @@ class Mla:
     value_dim: int
     gated: bool = False
     indexer: Indexer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compressed:
+    """Attention to a window of single tokens and to all tokens before, compressed `ratio`:1 (0: the window alone).
+
+    DeepSeek-V4: one key of `head_dim` for all heads, which is the value too; queries by a rank of `q_lora`, the output
+    by one of `o_lora` for each of `o_groups` groups of heads. A block of `ratio` tokens leaves one key, made of
+    `streams` compressions (2 where blocks overlap), and where an `indexer` picks among these, one of its own.
+    """
+
+    heads: int
+    head_dim: int
+    q_lora: int
+    o_lora: int
+    o_groups: int
+    window: int
+    ratio: int
+    streams: int = 1
+    indexer: Indexer | None = None
+
+    @property
+    def core(self) -> Mla:
+        """What computes it: latent attention whose latent is the key, nothing to expand."""
+        width = self.head_dim
+        return Mla(heads=self.heads, q_lora=self.q_lora, kv_lora=width, rope=0, nope=width, value_dim=width)
+
+    @property
+    def compressors(self) -> int:
+        """Width of what compression makes of each token: keys and their weights, the indexer's too."""
+        if not self.ratio:
+            return 0
+        return 2 * self.streams * (self.head_dim + (self.indexer.dim if self.indexer else 0))
+
+    def reads(self, context: float) -> float:
+        """Keys that a token reads of a context: the window's, and compressed ones, as many as the indexer picks."""
+        blocks = context / self.ratio if self.ratio else 0.0
+        return min(context, self.window) + (min(blocks, self.indexer.topk) if self.indexer else blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +175,7 @@ class Unmodelled:
     parameters: int
 
 
-Attention = Gqa | Window | Mla | Linear | Cross | Unmodelled
+Attention = Gqa | Window | Mla | Compressed | Linear | Cross | Unmodelled
 
 
 def attention_parameters(attention: Attention, dim: int) -> int:
@@ -151,6 +191,10 @@ def attention_parameters(attention: Attention, dim: int) -> int:
     match attention:
         case Mla():
             return _latent_parameters(attention, dim) + indexer_parameters(attention, dim)
+        case Compressed():
+            heads = attention.heads * attention.head_dim
+            out = attention.o_lora * (heads + attention.o_groups * dim)
+            return attention.q_lora * heads + out + copied_parameters(attention, dim)
         case Linear():
             values = attention.value_heads * attention.value_dim
             decay = attention.decay_rank * (dim + attention.key_heads * attention.key_dim)
@@ -161,7 +205,8 @@ def attention_parameters(attention: Attention, dim: int) -> int:
         case Cross():
             return 2 * _grouped_parameters(attention, dim, gated=False, tied=False)
         case Gqa():
-            return _grouped_parameters(attention, dim, gated=attention.gated, tied=attention.tied_values)
+            grouped = _grouped_parameters(attention, dim, gated=attention.gated, tied=attention.tied_values)
+            return grouped + indexer_parameters(attention, dim)
         case Window():
             return _grouped_parameters(attention, dim, gated=attention.gated, tied=False)
 
@@ -174,8 +219,10 @@ def _latent_parameters(attention: Mla, dim: int) -> int:
     return down + (attention.q_lora or dim) * query + expand + out
 
 
-def indexer_parameters(attention: Mla, dim: int) -> int:
+def indexer_parameters(attention: Gqa | Mla | Compressed, dim: int) -> int:
     """Count the weights of an indexer: queries from the query latent, one key, a weight per head.
+
+    Beside grouped queries there is neither a latent nor a weight; compressed keys are counted as `compressors`.
 
     Examples
     --------
@@ -187,12 +234,23 @@ def indexer_parameters(attention: Mla, dim: int) -> int:
     if attention.indexer is None:
         return 0
     scorer = attention.indexer
-    return (attention.q_lora or dim) * scorer.heads * scorer.dim + dim * (scorer.dim + scorer.heads)
+    match attention:
+        case Gqa():
+            return dim * (scorer.heads + 1) * scorer.dim
+        case Mla():
+            return (attention.q_lora or dim) * scorer.heads * scorer.dim + dim * (scorer.dim + scorer.heads)
+        case Compressed():
+            return attention.q_lora * scorer.heads * scorer.dim + dim * scorer.heads
 
 
 def copied_parameters(attention: Attention, dim: int) -> int:
-    """Count the weights that tensor parallelism cannot divide: latent down-projections and the indexer."""
+    """Count the weights that tensor parallelism cannot divide: latent down-projections, compressors, the indexer."""
     match attention:
+        case Gqa():
+            return indexer_parameters(attention, dim)
+        case Compressed():
+            down = dim * (attention.q_lora + attention.head_dim + attention.compressors)
+            return down + indexer_parameters(attention, dim)
         case Mla():
             down = dim * (attention.q_lora + attention.kv_lora + attention.rope)
             return down + indexer_parameters(attention, dim)
@@ -213,7 +271,8 @@ def kv_bytes(attention: Attention | None, dtype: str) -> Bytes:
     """Bytes a token adds to the cache of one layer, all heads together.
 
     A window's cache stops growing after `window` tokens (`kv_tokens`); linear attention keeps a constant state
-    (`state_bytes`) and adds nothing; an indexer's key is cached beside the latent.
+    (`state_bytes`) and adds nothing; an indexer's key is cached beside the latent. Compressed keys are `ratio` times
+    fewer than tokens, and their window is a state.
 
     Raises
     ------
@@ -231,10 +290,21 @@ def kv_bytes(attention: Attention | None, dtype: str) -> Bytes:
         case Mla():
             index = attention.indexer.dim if attention.indexer else 0
             return (attention.kv_lora + attention.rope + index) * bytes_of(dtype)
+        case Compressed():
+            index = attention.indexer.dim if attention.indexer else 0
+            return (attention.head_dim + index) / attention.ratio * bytes_of(dtype) if attention.ratio else 0.0
         case Unmodelled():
             raise ValueError(f"KV bytes of attention kind `{attention.name}` are not modelled")
         case Gqa() | Window() | Cross():
-            return attention.kv_heads * (attention.head_dim + attention.value_dim) * bytes_of(dtype)
+            return (_grouped_width(attention) + _index_width(attention)) * bytes_of(dtype)
+
+
+def _grouped_width(attention: Gqa | Window | Cross) -> int:
+    return attention.kv_heads * (attention.head_dim + attention.value_dim)
+
+
+def _index_width(attention: Gqa | Window | Cross) -> int:
+    return attention.indexer.dim if isinstance(attention, Gqa) and attention.indexer else 0
 
 
 def kv_tokens(attention: Attention | None, context: float) -> float:
@@ -243,18 +313,32 @@ def kv_tokens(attention: Attention | None, context: float) -> float:
 
 
 def state_bytes(attention: Attention | None) -> Bytes:
-    """Bytes of constant state per sequence and layer: linear attention's matrices (fp32), convolution tail (bf16)."""
-    if not isinstance(attention, Linear):
-        return 0.0
-    matrix = attention.value_heads * attention.key_dim * attention.value_dim * 4.0
-    return matrix + attention.mixed * (attention.conv - 1) * 2.0
+    """Bytes of constant state per sequence and layer.
+
+    Linear attention's matrices (fp32) and convolution tail (bf16); the window beside compressed keys (bf16), and the
+    blocks not yet compressed (fp32).
+    """
+    match attention:
+        case Linear():
+            matrix = attention.value_heads * attention.key_dim * attention.value_dim * 4.0
+            return matrix + attention.mixed * (attention.conv - 1) * 2.0
+        case Compressed():
+            unfinished = attention.streams * attention.ratio * attention.compressors * 4.0
+            return attention.window * attention.head_dim * 2.0 + unfinished
+        case _:
+            return 0.0
+
+
+def state_share(attention: Attention | None, tp: Float[np.ndarray, "*ranks"]) -> Float[np.ndarray, "*ranks"]:
+    """Share of a layer's constant state on each tensor-parallel rank: heads are divided, a window of one key is not."""
+    return np.ones_like(tp) if isinstance(attention, Compressed) else 1.0 / tp
 
 
 def kv_share(attention: Attention | None, tp: Float[np.ndarray, "*ranks"]) -> Float[np.ndarray, "*ranks"]:
     """Share of a layer's cache that each tensor-parallel rank holds.
 
-    Heads are divided until one is left, then copied; a latent has no heads, so every rank holds all of it. Data
-    parallelism divides sequences, not a sequence's cache.
+    Heads are divided until one is left, then copied; a latent and an indexer's key have no heads, so every rank holds
+    all of them. Data parallelism divides sequences, not a sequence's cache.
 
     Parameters
     ----------
@@ -270,7 +354,9 @@ def kv_share(attention: Attention | None, tp: Float[np.ndarray, "*ranks"]) -> Fl
     array([1., 1., 1.])
     """
     if isinstance(attention, Gqa | Window | Cross):
-        return kv_heads_held(attention.kv_heads, tp) / attention.kv_heads
+        index = _index_width(attention)
+        grouped = _grouped_width(attention)
+        return (kv_heads_held(attention.kv_heads, tp) / attention.kv_heads * grouped + index) / (grouped + index)
     return np.ones_like(tp)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from moesim.files.architectures.common import Decoder, Parts, grouped
-from moesim.world.attention import Attention, Indexer, Mla, Unmodelled
+from moesim.world.attention import Attention, Compressed, Indexer, Mla
 from moesim.world.model import Dense, Moe
 
 
@@ -103,7 +103,7 @@ class SparseManyExperts(LatentManyExperts):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepseekV4(Decoder):
-    """DeepSeek-V4: a mixture in every layer, and attention to compressed caches that has no formula here."""
+    """DeepSeek-V4: a mixture in every layer, and attention to compressed caches."""
 
     moe_intermediate_size: int
     n_routed_experts: int
@@ -116,6 +116,8 @@ class DeepseekV4(Decoder):
     o_groups: int
     index_n_heads: int
     index_head_dim: int
+    index_topk: int
+    sliding_window: int
     compress_ratios: tuple[int, ...]
     num_nextn_predict_layers: int = 0
 
@@ -131,24 +133,20 @@ class DeepseekV4(Decoder):
         layers = self.stack(lambda number: self.compressed(self.compress_ratios[number]), lambda _: moe)
         return tuple(layers), self.num_nextn_predict_layers
 
-    def compressed(self, ratio: int) -> Unmodelled:
-        """Count the weights of a layer's attention: queries and output by low ranks, one key that is the value too.
-
-        Compressors make keys and their weights (two of each where blocks of 4 overlap); there an indexer picks.
-        """
-        heads = self.num_attention_heads * self.head_dim
-        query = self.q_lora_rank * (self.hidden_size + heads)
-        out = self.o_lora_rank * (heads + self.o_groups * self.hidden_size)
-        overlap = 2 if ratio == OVERLAPPING else 1
-        compressor = 2 * overlap * self.hidden_size * self.head_dim if ratio else 0
-        index = self.q_lora_rank * self.index_n_heads * self.index_head_dim + self.hidden_size * (
-            self.index_n_heads + 2 * overlap * self.index_head_dim
-        )
-        key = self.hidden_size * self.head_dim
-        return Unmodelled(
-            name=f"compressed {ratio}:1 (compress_ratios)" if ratio else "window beside compressed (compress_ratios)",
+    def compressed(self, ratio: int) -> Compressed:
+        """Return a layer's attention: an indexer picks where blocks of 4 overlap, all is read at higher ratios."""
+        overlaps = ratio == OVERLAPPING
+        indexer = Indexer(heads=self.index_n_heads, dim=self.index_head_dim, topk=self.index_topk)
+        return Compressed(
             heads=self.num_attention_heads,
-            parameters=query + key + out + compressor + (index if ratio == OVERLAPPING else 0),
+            head_dim=self.head_dim,
+            q_lora=self.q_lora_rank,
+            o_lora=self.o_lora_rank,
+            o_groups=self.o_groups,
+            window=self.sliding_window,
+            ratio=ratio,
+            streams=2 if overlaps else 1,
+            indexer=indexer if overlaps else None,
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from moesim.files.architectures.common import Decoder, Parts, grouped
-from moesim.world.attention import Attention, Gqa, Unmodelled, Window, attention_parameters
+from moesim.world.attention import Gqa, Indexer, Window
 from moesim.world.model import Dense, Moe
 
 Seen = Literal["sliding_attention", "full_attention"]
@@ -227,11 +227,13 @@ class BlockSparse:
     sparse_attention_freq: tuple[int, ...]
     sparse_index_dim: int
     sparse_num_index_heads: int
+    sparse_block_size: int
+    sparse_topk_blocks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiniMaxM3(Decoder):
-    """MiniMax-M3: attention to chosen blocks, which has no formula here, in all but the first layers."""
+    """MiniMax-M3: attention to chosen blocks in all but the first layers."""
 
     dense_intermediate_size: int
     intermediate_size: int
@@ -271,12 +273,13 @@ class MiniMaxM3(Decoder):
         assert isinstance(each, Gqa)
         return replace(each, gated=self.attention_output_gate)
 
-    def sparse(self, full: Attention) -> Unmodelled:
-        """Count the weights of the others: the same, with index queries and one index key beside them."""
+    def sparse(self, full: Gqa) -> Gqa:
+        """Return the attention of the others: the same, to the blocks that an index picks."""
         blocks = self.sparse_attention_config
-        index = self.hidden_size * (blocks.sparse_num_index_heads + 1) * blocks.sparse_index_dim
-        return Unmodelled(
-            name="blocks chosen by an index (sparse_attention_config)",
-            heads=self.num_attention_heads,
-            parameters=attention_parameters(full, self.hidden_size) + index,
+        indexer = Indexer(
+            heads=blocks.sparse_num_index_heads,
+            dim=blocks.sparse_index_dim,
+            topk=blocks.sparse_topk_blocks * blocks.sparse_block_size,
+            block=blocks.sparse_block_size,
         )
+        return replace(full, indexer=indexer)

@@ -13,7 +13,7 @@ import numpy as np
 from moesim.ground.errors import MoesimError
 from moesim.schedules.costs.kernels import Params, Size, Time, norm
 from moesim.schedules.ops import Attend
-from moesim.world.attention import Attention, Linear, Mla, Unmodelled
+from moesim.world.attention import Attention, Compressed, Linear, Mla, Unmodelled
 from moesim.world.formats import bytes_of
 
 QUERY_TILE = 128
@@ -81,6 +81,8 @@ def _heads(kind: Attention, heads: Size, phase: str, dtype: str) -> _Heads:
                 f"attention kind `{kind.name}` (layers.attention) has no cost form; "
                 "replace it by a kind that is modelled, or give the layer no attention"
             )
+        case Compressed():
+            return _heads(kind.core, heads, phase, dtype)
         case Linear():
             return _Heads(key_dim=kind.key_dim, value_dim=kind.value_dim, sharing=heads, cached=0.0 * heads)
         case Mla() if phase == "decode":
