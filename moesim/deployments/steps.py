@@ -7,6 +7,7 @@ knots, so that n such steps in a row have a closed form that equals their sum to
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -118,10 +119,13 @@ class StepTable:
         """
         decoded = sequences * self.width
         place, share = self._place(decoded + prompt)
-        beyond, spread = pairs / prompt - self.near, 0.0
+        beyond, below, above = pairs / prompt - self.near, self.prompts[place - 1], self.prompts[place]
         if self.groups > 1:
             spread = (fullest * self.groups / prompt - 1) / (self.groups - 1)
-        low, high = self._prompts(place - 1, spread, beyond), self._prompts(place, spread, beyond)
+            (near, far), (nearer, farther) = self._spread(below, spread), self._spread(above, spread)
+        else:
+            (near, far), (nearer, farther) = below[0], above[0]
+        low, high = near + far * beyond, nearer + farther * beyond
         ticks = low + share * (high - low)
         if decoded:
             low, high = self._decodes(place, context / (sequences * GRAIN))
@@ -139,17 +143,13 @@ class StepTable:
             above[at - 1] + share * (above[at] - above[at - 1]),
         )
 
-    def _prompts(self, knot: int, spread: float, beyond: float) -> float:
-        """Ticks of a step of prompts at a token knot."""
-        rows, spreads = self.prompts[knot], self.spreads
-        near, far = rows[0]
-        if len(rows) > 1:
-            place = 1 if spread < spreads[1] else 2
-            near, far = rows[place - 1]
-            nearer, farther = rows[place]
-            share = (spread - spreads[place - 1]) / (spreads[place] - spreads[place - 1])
-            near, far = near + share * (nearer - near), far + share * (farther - far)
-        return near + far * beyond
+    def _spread(self, rows: Sequence[tuple[float, float]], spread: float) -> tuple[float, float]:
+        """A step of prompts at a token knot, as unevenly dealt as this: near and far ticks."""
+        spreads = self.spreads
+        place = 1 if spread < spreads[1] else 2
+        (near, far), (nearer, farther) = rows[place - 1 : place + 1]
+        share = (spread - spreads[place - 1]) / (spreads[place] - spreads[place - 1])
+        return near + share * (nearer - near), far + share * (farther - far)
 
     def _place(self, tokens: float) -> tuple[int, float]:
         """The token knot above, and how far it is there from the one below.

@@ -11,6 +11,7 @@ from array import array
 from collections import deque
 from heapq import heappop, heappush
 from math import isqrt
+from struct import Struct
 
 from moesim.deployments.serving.book import Book
 from moesim.deployments.serving.cache import Cache
@@ -23,6 +24,9 @@ _SHIFT = 32
 _MASK = (1 << _SHIFT) - 1
 
 _NO_RUN = (0, 0, 0)
+
+_LOGGED = Struct("6q").pack
+"""A run for the log: an array takes bytes in three times as fast as numbers."""
 
 Chunks = list[tuple[int, int]]
 """Requests, and how many tokens of their prompts a step works on."""
@@ -105,19 +109,22 @@ class Replica:
         """Plan what comes next, and say when it ends; `NEVER` where there is nothing to do."""
         if self._swapped is not None:
             self._take_table()
-        chunks = self._chunks = self._planned(now)
+        changing = self.waiting or self._prompts or self.cache.free < self.decoding
+        chunks = self._chunks = self._planned(now) if changing else []
         self._advancing = self.decoding
         if chunks:
             if self.limits.prompts_first:
                 self._pause(now)
-            self._run = (1, self._prompt_step(chunks) + self._stall, 0)
+            duration = self._prompt_step(chunks) + self._stall
+            self._run = (1, duration, 0)
         elif self.decoding:
             self._run = self._decode_run()
+            duration = self._ticks(self._run[0])
         else:
             return NEVER
         self._stall = 0
         self._started = now
-        return now + self._ticks(self._run[0])
+        return now + duration
 
     def interrupt(self, now: int) -> int:
         """Cut a run for a request that has come; say when it ends now, `NEVER` where that is as before."""
@@ -165,7 +172,8 @@ class Replica:
         steps, advancing, chunks = self._run[0], self._advancing, self._chunks
         late = self._end_gaps() if advancing and self._late else 0
         prompt = self._prompt if chunks else 0
-        self.log.extend((self._started, steps, now - self._started, advancing, prompt, steps * advancing - late))
+        started = self._started
+        self.log.frombytes(_LOGGED(started, steps, now - started, advancing, prompt, steps * advancing - late))
         done: list[int] = []
         if advancing:
             cache, before = self.cache, self.step
@@ -265,7 +273,7 @@ class Replica:
             if needed > free:
                 break
             free -= needed
-            size = self._admit(self.waiting.popleft(), now)
+            size = self._admit(self.waiting.popleft(), needed, now)
             if size:
                 part = min(size, each, left)
                 chunks.append((request, part))
@@ -288,20 +296,21 @@ class Replica:
         """Blocks of an admitted request."""
         return self.cache.blocks(self.book.last[request] if self.limits.whole else cached)
 
-    def _admit(self, request: int, now: int) -> int:
-        """Take a request in; how many tokens of its prompt are to be worked on."""
+    def _admit(self, request: int, needed: int, now: int) -> int:
+        """Take a request in that needs so many blocks; how many tokens of its prompt are to be worked on."""
         book = self.book
-        self.cache.free -= self._owned(request, book.held[request])
         if book.admitted[request] == NEVER:
             book.admitted[request] = now
         if book.ready[request]:
             book.ready[request] = False
+            self.cache.free -= self._owned(request, book.held[request])
             if request in self._copied:
                 self._copied.remove(request)
                 self._stall += self.limits.swap * book.held[request]
             self._late.append((book.stalled.pop(request), 1))
             self._join(request)
             return 0
+        self.cache.free -= needed
         self._running[request] = -1
         session, cached = book.session[request], book.shared[request]
         if session >= 0:
@@ -383,11 +392,11 @@ class Replica:
 
     def _leave(self, request: int, steps: int) -> None:
         """Take a request that has decoded so many steps out of the batch, and its cache with it."""
-        cached = self.book.held[request] + steps
+        held, cache = self.book.held[request], self.cache
         self.decoding -= 1
-        self.context -= self.book.held[request] * GRAIN + steps * self.limits.growth
-        self.cache.leave(cached, self.step)
-        self.cache.free += self._owned(request, cached)
+        self.context -= held * GRAIN + steps * self.limits.growth
+        cache.leave(held + steps, self.step)
+        cache.free += self._owned(request, held + steps)
 
     def _keep(self, request: int) -> None:
         """Keep a request's tokens for later ones of its session."""
