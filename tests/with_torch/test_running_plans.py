@@ -131,14 +131,16 @@ def test_a_run_that_was_stopped_is_no_result_and_is_run_anew(tmp_path):
     """Stopped after its first lines: they are kept aside, and the next run measures all rounds."""
     folder = bundle(tmp_path / "stopped", {"one": TINY, "two": replace(TINY, degree=2)}, rounds=200)
     partial = folder / "results.partial.jsonl"
-    run = subprocess.Popen([sys.executable, "-m", "moesim.validate.run.execute", str(folder)])
+    command = [sys.executable, "-m", "moesim.validate.run.execute", str(folder)]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         while run.poll() is None and not (partial.exists() and partial.read_text().count("\n") > 2):
             time.sleep(0.05)
     finally:
         run.terminate()
-        run.wait(timeout=60)
+        _, said = run.communicate(timeout=60)
     assert run.returncode == 130
+    assert "stopped, and all ranks are ended; run again what has no results.jsonl" in said
     assert partial.exists()
     assert not (folder / "results.jsonl").exists()
     with pytest.raises(InputError, match="is missing"):

@@ -146,7 +146,7 @@ def main(words: Sequence[str] | None = None) -> int:
     asked.add_argument("bundles", nargs="+", type=Path, metavar="FOLDER")
     asked.add_argument("--silence", type=float, default=SILENCE, help="seconds until silent ranks are ended")
     given = asked.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failures = 0
     try:
         for folder in given.bundles:
@@ -157,6 +157,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _say(str(fault))
         return BAD_INPUT
     except KeyboardInterrupt:
+        _say(f"stopped, and all ranks are ended; run again what has no {RESULTS}, from its start")
         return STOPPED
     return FAILED if failures else 0
 
