@@ -59,6 +59,41 @@ class GroupedManyExperts(ManyExperts):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bailing(Decoder):
+    """Ling and Ring, to 2.0: grouped-query attention, dense layers first, groups of experts; names of their own."""
+
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 0
+    intermediate_size: int
+    moe_intermediate_size: int
+    num_experts: int
+    num_experts_per_tok: int
+    num_shared_experts: int | None
+    first_k_dense_replace: int
+    n_group: int = 1
+    topk_group: int = 1
+    num_nextn_predict_layers: int = 0
+
+    def parts(self) -> Parts:
+        """Return the layers, and how many prediction modules follow."""
+        each = self.head_dim or self.hidden_size // self.num_attention_heads
+        attention = grouped(self.num_attention_heads, self.num_key_value_heads, each)
+        moe = Moe(
+            experts=self.num_experts,
+            topk=self.num_experts_per_tok,
+            width=self.moe_intermediate_size,
+            input_dim=self.hidden_size,
+            shared_width=(self.num_shared_experts or 0) * self.moe_intermediate_size,
+            groups=self.n_group,
+            group_topk=self.topk_group,
+        )
+        dense = Dense(width=self.intermediate_size)
+        layers = self.stack(lambda _: attention, lambda number: dense if number < self.first_k_dense_replace else moe)
+        return tuple(layers), self.num_nextn_predict_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatentManyExperts(ManyExperts):
     """DeepSeek-V2, V3, R1 and Kimi-K2: latent attention, groups of experts."""
 

@@ -7,7 +7,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from moesim.files.architectures.alike import Dbrx, MiniMaxM2, Mixtral, Olmoe, Plain
-from moesim.files.architectures.deepseek import DeepseekV4, GroupedManyExperts, LatentManyExperts, SparseManyExperts
+from moesim.files.architectures.deepseek import (
+    Bailing,
+    DeepseekV4,
+    GroupedManyExperts,
+    LatentManyExperts,
+    SparseManyExperts,
+)
 from moesim.files.architectures.hybrid import KimiLinear, NemotronH
 from moesim.files.architectures.qwen import Qwen2Moe, QwenHybrid, QwenMoe
 from moesim.files.architectures.shared import Ernie, Hunyuan
@@ -20,6 +26,7 @@ Architecture = (
     | Mixtral
     | Olmoe
     | Dbrx
+    | Bailing
     | GroupedManyExperts
     | LatentManyExperts
     | SparseManyExperts
@@ -41,12 +48,15 @@ Architecture = (
 )
 
 ARCHITECTURES: Mapping[str, type[Architecture]] = {
+    "bailing_moe": Bailing,
+    "bailing_moe_v2": Bailing,
     "dbrx": Dbrx,
     "deepseek": GroupedManyExperts,
     "deepseek_v2": LatentManyExperts,
     "deepseek_v3": LatentManyExperts,
     "deepseek_v32": SparseManyExperts,
     "deepseek_v4": DeepseekV4,
+    "dots1": GroupedManyExperts,
     "ernie4_5_moe": Ernie,
     "gemma4": Gemma4,
     "gemma4_text": Gemma4,
@@ -125,7 +135,7 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_nu
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k", "moe_topk")
 GROUP_COUNTS = ("n_group", "num_expert_group")
 DEPTHS = ("num_hidden_layers", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-SHARING = (Plain, Mixtral, Olmoe, Dbrx, Ernie, Hunyuan, GroupedManyExperts, QwenMoe, NllbMoe)
+SHARING = (Plain, Mixtral, Olmoe, Dbrx, Ernie, Hunyuan, Bailing, GroupedManyExperts, QwenMoe, NllbMoe)
 """Architectures whose heads share the width."""
 HEADS = (
     ("num_attention_heads", "hidden_size"),
