@@ -14,13 +14,14 @@ ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).parent / "launch"
 SERVING = ("vllm", "sglang", "tensorrt_llm", "dynamo")
 CASES = (
-    *((FOLDER / "one_node.yaml", "deepseek", name) for name in SERVING),
+    *((FOLDER / "one_node.yaml", "qwen", name) for name in SERVING),
     *((ROOT / "examples" / "deepseek_v3_plan.yaml", "deepseek", name) for name in SERVING),
     *((FOLDER / "disaggregated.yaml", "deepseek", name) for name in SERVING),
     (FOLDER / "training.yaml", "mixtral", "megatron"),
 )
 SCENARIOS = {
     "deepseek": ROOT / "examples" / "deepseek_v3_serving.yaml",
+    "qwen": FOLDER / "qwen_serving.yaml",
     "mixtral": ROOT / "examples" / "mixtral_pretraining.yaml",
 }
 

@@ -17,6 +17,7 @@ from moesim.cli import main
 from moesim.deployments.launching.commands import Launch, launch
 from moesim.deployments.launching.decisions import decided, decided_by_plan
 from moesim.deployments.launching.dialect import Dialect, Rule, filled, rule_for
+from moesim.deployments.launching.fitting import refuse_unfit
 from moesim.files.launching import dialect_for, dialect_names, load_dialect
 from moesim.files.trees import packaged
 from moesim.files.yaml import load_plan, load_scenario
@@ -25,7 +26,7 @@ from moesim.plans.plan import DEFAULT_POLICIES, Parallel, Plan, Policy, Pool
 from moesim.policies.finding import names
 from moesim.views.launch import launch_json, launch_script, yaml_of
 from moesim.world.scenario import Scenario
-from tests.launched import CASES, FOLDER, ROOT, SERVING, golden, printed
+from tests.launched import CASES, FOLDER, ROOT, SCENARIOS, SERVING, golden, pages, printed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")  # main() reads sys.argv
 
@@ -203,3 +204,55 @@ def test_what_cannot_be_launched_is_refused(
 
 def test_files_build_on_files_that_are_there() -> None:
     assert packaged("moesim/data/launch/common").joinpath("serving.yaml").is_file()
+
+
+def test_a_plan_that_does_not_fit_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a node holds Qwen3-235B and not DeepSeek-V3, whose share of memory would be above 1."""
+    plan = FOLDER / "one_node.yaml"
+    qwen = load_scenario(SCENARIOS["qwen"])
+    refuse_unfit(qwen, load_plan(plan, qwen))
+    monkeypatch.setattr(sys, "argv", ["moesim", "launch", str(SCENARIOS["deepseek"]), str(plan)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert not said.out
+    assert re.search(r"pools\[0\]: does not fit: expert weights .* spread it over more gpus", said.err, re.DOTALL)
+
+
+def test_no_share_of_memory_is_above_what_there_is() -> None:
+    """Shares of what is printed are of plans that fit."""
+    shares = [
+        float(share)
+        for _, text in pages()
+        for share in re.findall(r"(?:static|fraction|utilization):? (\d\.\d+)", text)
+    ]
+    assert len(shares) > len(SERVING)
+    assert all(0 < share < 1 for share in shares)
+
+
+def overlapped(role: str, alltoall: str, framework: str, **batching: object) -> Launch:
+    """Launch DeepSeek-V3 on one node with two-batch overlap."""
+    policies = {
+        "alltoall": Policy(name=alltoall),
+        "overlap": Policy(name="two_batch"),
+        "batching": Policy(name="chunked", settings=batching),
+    }
+    parallel = Parallel(dp=8, ep=8)
+    pool = Pool(
+        role=role, node="nvidia/hgx-h200", replicas=1, parallel=parallel, framework=framework, policies=policies
+    )
+    return launch(DEEPSEEK, Plan(pools=(pool,)), load_dialect(framework))
+
+
+def test_what_an_engine_refuses_at_its_start_is_not_asked_of_it() -> None:
+    """vLLM: dual batch overlap without DeepEP. SGLang: mixed chunks with drafts, graphs for prompts alone."""
+    assert told(overlapped("all", "gathered", "vllm"), "all")["policies.overlap"] == "cannot"
+    assert told(overlapped("all", "linear", "vllm"), "all")["policies.overlap"] == "set"
+    drafts = {"speculated": 1, "acceptance": 0.5}
+    assert told(overlapped("all", "linear", "sglang", **drafts), "all")["policies.batching"] == "cannot"
+    assert told(overlapped("all", "linear", "sglang"), "all")["policies.batching"] == "set"
+    for role, how in (("prefill", "cannot"), ("all", "set")):
+        assert told(overlapped(role, "linear", "sglang", buckets=(1, 8)), role)["policies.batching.buckets"] == how

@@ -37,6 +37,7 @@ def launch(
         Print JSON for a pipe instead of a script.
     """
     from moesim.deployments.launching.commands import launch as words
+    from moesim.deployments.launching.fitting import refuse_unfit
     from moesim.files.launching import dialect_for
     from moesim.views.launch import launch_json, launch_script
     from moesim.world.workload import Training
@@ -44,6 +45,8 @@ def launch(
     world, picked = _plan(source, chosen, plan)
     training = isinstance(world.workload, Training)
     found = words(world, picked, dialect_for(framework, picked.pools[0].framework, training=training))
+    if not training:
+        refuse_unfit(world, picked)
     print(launch_json(found) if json else launch_script(found), end="\n" if json else "")
     return MET
 

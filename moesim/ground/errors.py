@@ -10,6 +10,7 @@
     └── PolicyError      a policy that does not exist, or was asked for what it cannot do
 
 A plan that is valid but does not fit in memory, or misses a target, is no exception: it is a verdict in the result.
+Only to launch what does not fit is a PlanError.
 """
 
 from __future__ import annotations
