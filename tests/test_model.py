@@ -146,6 +146,14 @@ V4 = Compressed(
 """The layers of DeepSeek-V4-Pro in which an indexer picks."""
 
 
+def test_a_gate_of_low_rank_is_counted_by_hand():
+    kimi = Linear(key_heads=32, value_heads=32, key_dim=128, value_dim=128, conv=4, decay_rank=128, gate_rank=128)
+    low_rank = 128 * (2304 + 4096)
+    by_hand = 2304 * (3 * 4096 + 32) + 2 * low_rank + 3 * 4096 * 4 + 4096 * 2304
+    assert attention_parameters(kimi, 2304) == by_hand
+    assert copied_parameters(kimi, 2304) == 2 * 128 * 2304
+
+
 def test_compressed_attention_is_counted_by_hand():
     query, key = 7168 * 1536 + 1536 * 128 * 512, 7168 * 512
     out = 128 * 512 * 1024 + 16 * 1024 * 7168

@@ -68,6 +68,7 @@ WANTED = [
     "dots.llm1",
     "Ling-mini-2.0",
     "grok-1",
+    "Kimi-Linear",
     "switch",
     "nllb-moe",
     "GPT2-MoE-Small",

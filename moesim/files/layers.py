@@ -145,7 +145,7 @@ def _model_faults(model: Model) -> Iterator[tuple[str, str, str]]:
             yield f"dtype_of.{tensor}", f"`{dtype}` is unknown", nearest(dtype, BITS)
 
 
-MAY_BE_ZERO = ("q_lora", "rope", "decay_rank", "shared_width", "ratio")
+MAY_BE_ZERO = ("q_lora", "rope", "decay_rank", "gate_rank", "shared_width", "ratio")
 """Widths whose zero means "none"."""
 
 RULES: Mapping[type, Callable[[Any], Iterator[tuple[str, str, str]]]] = {

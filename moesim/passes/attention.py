@@ -136,10 +136,7 @@ def _projections(kind: Attention, dim: int, cols: Columns) -> tuple[tuple[Sizes,
         case Compressed():
             return _compressed_projections(kind, width, heads)
         case Linear():
-            mixed = (kind.mixed + kind.controls) / cols.tp + heads * kind.value_dim
-            decay = column([kind.decay_rank])
-            low_rank = ((width, decay), (decay, kind.key_heads * kind.key_dim / cols.tp)) if kind.decay_rank else ()
-            return (width, mixed), *low_rank
+            return _linear_projections(kind, width, cols)
         case Unmodelled():
             raise unmodelled(kind)
         case Gqa() | Window() | Cross():
@@ -170,6 +167,15 @@ def _compressed_projections(kind: Compressed, width: Sizes, heads: Sizes) -> tup
     down = kind.q_lora + kind.head_dim + kind.compressors + (scorer.heads if scorer else 0)
     products = ((width, column([down])), (inner, heads * kind.head_dim))
     return (*products, (inner, column([scorer.heads * scorer.dim]))) if scorer else products
+
+
+def _linear_projections(kind: Linear, width: Sizes, cols: Columns) -> tuple[tuple[Sizes, Sizes], ...]:
+    """List the products before linear attention: what is mixed and controls it, then decay and gate of a low rank."""
+    values = kind.value_heads * kind.value_dim / cols.tp
+    whole = (kind.mixed + kind.controls) / cols.tp + (0.0 if kind.gate_rank else values)
+    ranks = ((kind.decay_rank, kind.key_heads * kind.key_dim / cols.tp), (kind.gate_rank, values))
+    low = [pair for rank, wide in ranks if rank for pair in ((width, column([rank])), (column([rank]), wide))]
+    return (width, whole), *low
 
 
 def _latent_projections(kind: Mla, width: Sizes, heads: Sizes) -> tuple[tuple[Sizes, Sizes], ...]:

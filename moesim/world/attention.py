@@ -125,8 +125,9 @@ class Linear:
     """Linear attention: a constant state per sequence, no cache that grows. `conv` is its short convolution's width.
 
     Gated DeltaNet (arXiv 2412.06464; Qwen3-Next, Qwen3.5) erases before it writes (`delta`), with a decay per head.
-    Kimi delta attention (arXiv 2510.26692) decays each channel, by a matrix of rank `decay_rank`. Mamba-2 (arXiv
-    2405.21060) does not erase: its groups are the key heads, its states the keys.
+    Kimi delta attention (arXiv 2510.26692) decays each channel, by a matrix of rank `decay_rank`; its output gate may
+    have a rank, too (`gate_rank`; 0: full). Mamba-2 (arXiv 2405.21060) does not erase: its groups are the key heads,
+    its states the keys.
     """
 
     key_heads: int
@@ -136,6 +137,7 @@ class Linear:
     conv: int
     delta: bool = True
     decay_rank: int = 0
+    gate_rank: int = 0
 
     @property
     def heads(self) -> int:
@@ -198,8 +200,9 @@ def attention_parameters(attention: Attention, dim: int) -> int:
         case Linear():
             values = attention.value_heads * attention.value_dim
             decay = attention.decay_rank * (dim + attention.key_heads * attention.key_dim)
-            inward = dim * (attention.mixed + values + attention.controls)  # values twice: their output gate
-            return inward + decay + attention.mixed * attention.conv + values * dim
+            gate = attention.gate_rank * (dim + values) if attention.gate_rank else dim * values
+            inward = dim * (attention.mixed + attention.controls)
+            return inward + gate + decay + attention.mixed * attention.conv + values * dim
         case Unmodelled():
             return attention.parameters
         case Cross():
@@ -255,7 +258,7 @@ def copied_parameters(attention: Attention, dim: int) -> int:
             down = dim * (attention.q_lora + attention.kv_lora + attention.rope)
             return down + indexer_parameters(attention, dim)
         case Linear():
-            return dim * attention.decay_rank
+            return dim * (attention.decay_rank + attention.gate_rank)
         case _:
             return 0
 

@@ -73,19 +73,22 @@ class NemotronH(Decoder):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KimiDelta:
-    """The section `linear_attn_config` of Kimi-K3; layers are numbered from 1."""
+    """The section `linear_attn_config` of Kimi-Linear and Kimi-K3; layers are numbered from 1.
+
+    Where `use_full_rank_gate` is absent, as in Kimi-Linear, the output gate goes through one head's width.
+    """
 
     full_attn_layers: tuple[int, ...]
     kda_layers: tuple[int, ...]
     head_dim: int
     num_heads: int
     short_conv_kernel_size: int
-    use_full_rank_gate: Literal[True]
+    use_full_rank_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KimiLinear(Decoder):
-    """Kimi-K3: Kimi delta attention with latent attention in between, experts in a latent space."""
+    """Kimi-Linear and Kimi-K3: delta attention with latent attention in between; K3's experts in a latent space."""
 
     num_attention_heads: int
     q_lora_rank: int | None
@@ -143,7 +146,7 @@ class KimiLinear(Decoder):
         )
 
     def linear(self) -> Linear:
-        """Return the delta attention; its decay goes through one head's width."""
+        """Return the delta attention; its decay, and a gate not of full rank, go through one head's width."""
         delta = self.linear_attn_config
         return Linear(
             key_heads=delta.num_heads,
@@ -152,4 +155,5 @@ class KimiLinear(Decoder):
             value_dim=delta.head_dim,
             conv=delta.short_conv_kernel_size,
             decay_rank=delta.head_dim,
+            gate_rank=0 if delta.use_full_rank_gate else delta.head_dim,
         )
