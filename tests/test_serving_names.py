@@ -74,6 +74,8 @@ def test_every_model_of_the_zoo_is_found_by_its_own_name_in_any_dress(name):
         ("amd/DeepSeek-R1-0528-MXFP4-Preview", "deepseek-ai/DeepSeek-R1"),
         ("cognitivecomputations/DeepSeek-R1-AWQ", "deepseek-ai/DeepSeek-R1"),
         ("dsr1", "deepseek-ai/DeepSeek-R1"),
+        ("dsv4", "deepseek-ai/DeepSeek-V4-Pro"),
+        ("sgl-project/DeepSeek-V4-Flash-FP8", "deepseek-ai/DeepSeek-V4-Flash"),
         ("deepseek-ai/DeepSeek-V3-0324", "deepseek-ai/DeepSeek-V3"),
         ("deepseek-ai/DeepSeek-V3.2-Exp", "deepseek-ai/DeepSeek-V3.2"),
         ("Qwen/Qwen3-235B-A22B-Instruct-2507", "Qwen/Qwen3-235B-A22B"),
