@@ -22,6 +22,8 @@ CHUNK = 128
 """Cached tokens below which a decode kernel does not split a sequence further (docs/background/evidence.md, 10)."""
 ACTIVATION = 2.0
 """Bytes of an element of queries, expanded keys and values, and outputs: bf16."""
+PART = 4.0
+"""Bytes of an element of a part's output, written and read once, fp32, at twice the memory's bandwidth (assumed)."""
 STATE = 4.0
 """Bytes of an element of linear attention's state: fp32."""
 BACKWARD_WORK = 2.5
@@ -208,15 +210,18 @@ def prefill(needs: Needs, *, params: Params, processors: int) -> Time:
 def decode(needs: Needs, *, params: Params, processors: int) -> Time:
     """Attention of single tokens reads the cache, as fast as the blocks in flight allow.
 
-    launch + split x (1 - blocks' / flying) + norm_p(tensor, traffic / bandwidth, traffic / (flying x block_bandwidth))
+    launch + joined + norm_p(tensor, traffic / bandwidth, traffic / (flying x block_bandwidth))
 
+    joined  = split x (1 - blocks' / flying) + (flying - blocks') x part / bandwidth
+    part    = width x min(group, group_tile) x 4
     tensor  = (work^4 + (head_tile x padded)^4)^(1/4) / peak + overhead x blocks' / processors
     blocks' = blocks x max(1, group / group_tile)
     flying  = max(blocks', min(processors, pieces / 128), 1)
 
     Few query heads are padded to a tile (`head_tile`), so that latent attention takes the same time for 1 to 64 heads;
     of more to a key-value head than `group_tile`, each tile is a block. A kernel splits sequences of more than 128
-    cached tokens until every processor has a block, and joins the parts, which takes `split` where there are many.
+    cached tokens until every processor has a block, and joins the parts, which takes `split` where there are many, and
+    reads and writes the output of each in fp32, which is still in the cache: at twice the memory's bandwidth.
 
     Functional form of docs/background/evidence.md, section 3 (FlashDecoding; FlashMLA).
 
@@ -231,17 +236,18 @@ def decode(needs: Needs, *, params: Params, processors: int) -> Time:
     --------
     >>> zero, one = np.zeros(1), np.ones(1)
     >>> needs = Needs(work=zero, surplus=zero, traffic=80 * one, chain=zero, padded=zero, tiles=zero, blocks=2 * one,
-    ...               pieces=512 * one, group=one, width=64.0)
+    ...               pieces=512 * one, group=one, width=5 / 3)  # 1 + (2 x 1/2 + 2 x 1/2) + norm(6, 8)
     >>> decode(needs, params={"launch": 1.0, "split": 2.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 2.5,
-    ...                       "head_tile": 16.0, "group_tile": 64.0, "overhead": 0.0, "p": 2.0}, processors=10)
-    array([12.])
+    ...                       "head_tile": 16.0, "group_tile": 64.0, "overhead": 0.0, "p": 2.0}, processors=10).round(9)
+    array([13.])
     """
     filled = norm(4.0, needs.work, params["head_tile"] * needs.padded)
     blocks = needs.blocks * np.maximum(1.0, needs.group / params["group_tile"])
     tensor = filled / params["peak"] + blocks * (params["overhead"] / processors)
     flying = np.maximum(np.maximum(blocks, np.minimum(needs.pieces / CHUNK, processors)), 1.0)
     streamed = needs.traffic / flying / params["block_bandwidth"]
-    joined = params["split"] * (1.0 - blocks / flying)
+    part = needs.width * np.minimum(needs.group, params["group_tile"]) * PART
+    joined = params["split"] * (1.0 - blocks / flying) + (flying - blocks) * part / params["bandwidth"]
     core = norm(params["p"], tensor, needs.traffic / params["bandwidth"], streamed)
     return np.asarray(params["launch"] + joined + core)
 
