@@ -62,9 +62,9 @@ def measure(
     if profile.is_dir():
         raise MoesimError(f"--out: {profile} is a folder; name a file in it, as in --out {profile / 'machine.yaml'}")
     raw = profile.with_suffix(".jsonl")
-    words = ["--out", str(raw), "--budget", budget, "--points", str(points)]
     given = {"--device": device, "--only": only, "--ranks": ranks, "--longest": longest}
-    words += [word for name, value in given.items() if value for word in (name, str(value))]
+    words = [f"--out={raw}", f"--budget={budget}", f"--points={points}"]  # with =, so that -5s is no option
+    words += [f"{name}={value}" for name, value in given.items() if value]
     # In a process of its own, which may start itself anew when a gpu is lost to it.
     code = _waited([sys.executable, "-m", MODULE, *words])
     if code == 0 and not only and profile != raw:

@@ -61,7 +61,12 @@ def profile_of(raw: Raw, *, ranks: int | None = None, title: str = "samples of t
     beside = max((sample.ranks for sample in raw.samples if sample.operation == "gemm"), default=1)
     ranks = ranks or int(raw.header["machine"].get("gpus", beside))
     samples = of_ranks(raw, ranks)
-    bare = bare_of(raw, samples, ranks)
+    try:
+        bare = bare_of(raw, samples, ranks)
+    except InputError:
+        raise
+    except MoesimError as fault:
+        raise MoesimError(f"{title}: {fault}") from None
     outcome = fit_samples(samples, bare, title=title)
     parts = replace(bare, device=replace(bare.device, fits=MappingProxyType(dict(outcome.fits))))
     fits = {**outcome.fits, **among_work(samples, parts, LINK)}

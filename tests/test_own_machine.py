@@ -11,6 +11,7 @@ import pytest
 from moesim.calibrate import own_accuracy
 from moesim.calibrate.among import among_work
 from moesim.calibrate.cases import Cases
+from moesim.calibrate.cli import measure
 from moesim.calibrate.compiled import fit_compiling
 from moesim.calibrate.fit import Bench, fit_cases, predict
 from moesim.calibrate.fitting import fit_samples
@@ -18,6 +19,7 @@ from moesim.calibrate.manners import best_fit
 from moesim.calibrate.measured import Profile, profile_of, slowed
 from moesim.calibrate.nodes import write_node
 from moesim.calibrate.raw import FORMAT, Sample, read
+from moesim.calibrate.settings import settings_of
 from moesim.calibrate.spread import fit_with_spread
 from moesim.calibrate.sums import ops_of, predicted
 
@@ -358,6 +360,21 @@ def test_an_operation_that_no_plan_looks_up_is_told(raw: Path) -> None:
     foreign = replace(next(one for one in samples if one.operation == "gemm"), operation="gem")
     told = [fit_samples(some, node).left_out for some in (samples, (*samples, foreign))]
     assert [any("gem:" in why or "gem," in why for why in found) for found in told] == [False, True]
+
+
+def test_a_file_that_lacks_a_kind_of_work_is_named(raw: Path) -> None:
+    whole = read(raw)
+    kept = tuple(sample for sample in whole.samples if sample.operation != "elementwise")
+    with pytest.raises(MoesimError, match=r"short\.jsonl: elementwise was not measured"):
+        profile_of(replace(whole, samples=kept), title="short.jsonl")
+
+
+def test_a_budget_below_zero_is_refused_by_its_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("moesim.calibrate.cli._waited", lambda words: started.append(words) or 2)
+    assert measure(budget="-5s", out=tmp_path / "machine.yaml") == 2
+    with pytest.raises(MoesimError, match="--budget: `-5s` is no time"):
+        settings_of(started[0][3:])
 
 
 def test_samples_of_nothing_are_refused() -> None:
