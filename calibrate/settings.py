@@ -81,17 +81,21 @@ def settings_of(words: Sequence[str] | None) -> Settings:
     parser.add_argument("--points", type=int, default=64, help="points per operation, about (default: 64)")
     parser.add_argument("--longest", help="time of the largest point, about (default: 50 ms on a CPU, 10 ms on a gpu)")
     given = parser.parse_args(words)
+    budget = _seconds("--budget", given.budget)
+    longest = _seconds("--longest", given.longest) if given.longest else None
+    ranks = tuple(_whole(number) for number in given.ranks.split(",") if number)
+    points = _points(given.points)
     if find_spec("torch") is None:
         raise MoesimError("measuring needs torch; install it with `pip install 'moesim[torch]'`")
     device = given.device or _default_device()
     return Settings(
         device=device,
         out=given.out or Path(f"{device}.jsonl"),
-        budget=_seconds("--budget", given.budget),
+        budget=budget,
         only=tuple(name for name in given.only.split(",") if name),
-        ranks=tuple(_whole(number) for number in given.ranks.split(",") if number),
-        points=_points(given.points),
-        longest=_seconds("--longest", given.longest) if given.longest else None,
+        ranks=ranks,
+        points=points,
+        longest=longest,
     )
 
 
