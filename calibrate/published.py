@@ -55,7 +55,7 @@ NOT_RUN = frozenset({("sglang", "mxfp4", "sglang_fused_moe_triton")})
 """Kernels that a framework does not run by default for weights of a format: SGLang computes GPT-OSS's experts with the
 Triton kernels of OpenAI, as vLLM does, but where FlashInfer has its own (`moe_runner_backend`)."""
 KEPT = 4.0
-"""Groups of experts, of 8, that DeepSeek-V3's router keeps for a token."""
+"""Groups of experts, of 8, that DeepSeek-V3's router keeps for a token (topk_group of its config.json)."""
 FEW = 200
 """Rows below which a kernel is not worth a fit."""
 ELEMENT: Mapping[str, float] = MappingProxyType({"half": 2.0, "int8": 1.0})

@@ -16,7 +16,7 @@ DRAWS = 4
 """Draws of expert loads over which a power-law point is averaged: its own draw is not known."""
 
 GROUPS = 8
-"""Groups of experts from which DeepSeek-V3's router keeps some."""
+"""Groups of experts from which DeepSeek-V3's router keeps some (n_group of its config.json)."""
 
 Rows = Float[np.ndarray, "slot case draw"]
 Chosen = Int[np.ndarray, "token choice"]

@@ -46,8 +46,8 @@ What is behind the misses, as far as it is known:
 - DeepSeek-V3 on B300 under SGLang prefills prompts of 8K several times slower than its kernels; a fallback is
   suspected, not known. It makes `prompt` of SGLang too large for models that are fitted together with it.
 - Releases differ: DeepSeek-V3 on B200 under TensorRT-LLM takes 18.9 ms a token at 16 requests in 1.1.0rc2, 18.5 in an
-  unnamed release, sliced, and 12.8 in 1.2.0rc6, which is predicted within 2 % in the median. Scripts of 1.1 asked for
-  DeepGEMM, those of 1.2 for the kernels that are priced.
+  unnamed release, sliced, and 12.8 in 1.2.0rc6, which is predicted within 2 % in the median where it is fitted to, too.
+  Scripts of 1.1 asked for DeepGEMM, those of 1.2 for the kernels that are priced.
 - gpt-oss-120b on H200 under TensorRT-LLM answers first after 80 to 110 ms at light load, DeepSeek-V3 and Qwen3-235B
   after 170 to 310, so that one latency fits neither. A time per layer of steps with prompts gained nothing.
 - MiniMax-M2.5 on H100 is near the limit of its cache, where TTFT hangs on how much memory is left.
