@@ -237,9 +237,11 @@ def decode(needs: Needs, *, params: Params, processors: int) -> Time:
     >>> zero, one = np.zeros(1), np.ones(1)
     >>> needs = Needs(work=zero, surplus=zero, traffic=80 * one, chain=zero, padded=zero, tiles=zero, blocks=2 * one,
     ...               pieces=512 * one, group=one, width=5 / 3)  # 1 + (2 x 1/2 + 2 x 1/2) + norm(6, 8)
-    >>> decode(needs, params={"launch": 1.0, "split": 2.0, "peak": 1.0, "bandwidth": 80 / 6, "block_bandwidth": 2.5,
-    ...                       "head_tile": 16.0, "group_tile": 64.0, "overhead": 0.0, "p": 2.0}, processors=10).round(9)
-    array([13.])
+    >>> time = decode(needs, params={"launch": 1.0, "split": 2.0, "peak": 1.0, "bandwidth": 80 / 6, "p": 2.0,
+    ...                              "block_bandwidth": 2.5, "head_tile": 16.0, "group_tile": 64.0, "overhead": 0.0},
+    ...               processors=10)
+    >>> f"{time.item():.6f}"  # as text: whole numbers would be compared to within one
+    '13.000000'
     """
     filled = norm(4.0, needs.work, params["head_tile"] * needs.padded)
     blocks = needs.blocks * np.maximum(1.0, needs.group / params["group_tile"])
